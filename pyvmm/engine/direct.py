@@ -1,0 +1,289 @@
+"""The direct engine: the guest's ring 0 is the VM's ring 0, and KVM does paging with whatever it has.
+
+The loop in `run` is the hot path of pyvmm: between two KVM_RUNs it reads two words of `kvm_run`, looks a binding up,
+calls the device, and counts. Everything rarer is out of line.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fcntl import ioctl
+from itertools import repeat
+from operator import length_hint
+from time import perf_counter
+from typing import Any, Literal
+
+from pyvmm.engine import exits
+from pyvmm.engine.dispatch import Cell, Dispatcher, full
+from pyvmm.engine.registers import read_state, write_state
+from pyvmm.engine.state import RFLAGS_IF, CpuState
+from pyvmm.pykvm import ExitReason, KvmError, MpState, Vcpu
+from pyvmm.pykvm.ioctls import Ioctl
+from pyvmm.pykvm.run_area import (
+    BYTE_MMIO_DATA,
+    EXIT_OFFSET,
+    QUAD_IO_DATA_OFFSET,
+    QUAD_MMIO_ADDR,
+    WORD_EXIT_REASON,
+    WORD_MMIO_LEN,
+)
+
+KICK_SIGNAL = int(signal.SIGRTMIN) + 5
+"""Blocked in the vCPU's thread, let through by KVM_RUN alone (KVM_SET_SIGNAL_MASK): no handler, and no kick is lost."""
+
+RECENT = 16
+"""How many exits a vCPU remembers for the failure report."""
+
+_RUN = int(Ioctl.RUN)
+_IO = int(ExitReason.IO)
+_MMIO = int(ExitReason.MMIO)
+_FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_QUAD_ACCESS = EXIT_OFFSET // 8
+"""Index of the 64-bit word that holds direction, size, port and count of a port access; the GPA of an MMIO access."""
+_QUAD_MMIO_META = WORD_MMIO_LEN // 2
+"""Index of the 64-bit word with the length of an MMIO access and its direction."""
+assert _QUAD_ACCESS == QUAD_MMIO_ADDR
+
+_Operation = tuple[bool, Callable[..., Any], int, int, Cell, memoryview]
+
+
+class DirectEngine:
+    """One vCPU on KVM as it is; `pyvmm.engine.base.Engine` documents the interface."""
+
+    def __init__(self, vcpu: Vcpu, dispatcher: Dispatcher) -> None:
+        self.index = vcpu.id
+        self.vcpu = vcpu
+        self.dispatcher = dispatcher
+        self.guest_seconds = 0.0
+        self.unspent = 0
+        self._pio: dict[int, _Operation] = {}
+        self._mmio: dict[tuple[int, int], _Operation] = {}
+        self._recent: deque[_Operation | exits.Exit] = deque(maxlen=RECENT)
+        self._thread: int | None = None
+        self._guard = threading.RLock()  # a signal handler may kick while its thread kicks
+        self._settling = False
+
+    def run(self, budget: int | None = None) -> exits.Exit:
+        """Run until an exit that devices cannot serve, or for `budget` exits; exceptions of devices pass through."""
+        vcpu = self.vcpu
+        fd, words, quads = vcpu.fd, vcpu.words, vcpu.quads
+        pio, mmio = self._pio.get, self._mmio.get
+        enter, request, clock, io = ioctl, _RUN, perf_counter, _IO
+        remember = self._recent.append
+        guest = 0.0
+        interrupted = 0
+        operation: _Operation | None = None
+        turns = repeat(None) if budget is None else repeat(None, budget)
+        before = clock()
+        try:
+            for _ in turns:
+                try:
+                    enter(fd, request)
+                except OSError as error:
+                    guest += clock() - before
+                    interrupted = 1
+                    return self._not_entered(error)
+                after = clock()
+                guest += after - before
+                reason = words[WORD_EXIT_REASON]
+                if reason == io:
+                    operation = pio(quads[_QUAD_ACCESS])
+                elif reason == _MMIO:
+                    operation = mmio((quads[_QUAD_ACCESS], quads[_QUAD_MMIO_META]))
+                else:
+                    return self._leave(reason)
+                if operation is None:
+                    operation = self._bind_port() if reason == io else self._bind_memory()
+                remember(operation)
+                is_write, method, offset, size, cell, data = operation
+                if is_write:
+                    action = method(offset, size, data[0])
+                    cell.count += 1
+                    before = clock()
+                    cell.seconds += before - after
+                    if action is not None:
+                        return exits.DeviceAction(action)
+                else:
+                    data[0] = method(offset, size)
+                    cell.count += 1
+                    before = clock()
+                    cell.seconds += before - after
+            return exits.BudgetSpent()
+        except Exception as error:
+            if operation is not None:
+                _annotate(error, operation)
+            raise
+        finally:
+            self.guest_seconds += guest
+            self.unspent = 0 if budget is None else length_hint(turns) + interrupted
+
+    def _bind_port(self) -> _Operation:
+        """Bind the port access in `kvm_run`, and remember it unless it is a string instruction's."""
+        vcpu = self.vcpu
+        key, start = vcpu.quads[_QUAD_ACCESS], vcpu.quads[QUAD_IO_DATA_OFFSET]
+        is_write, size, port, count = bool(key & 0xFF), key >> 8 & 0xFF, key >> 16 & 0xFFFF, key >> 32
+        binding = self.dispatcher.port(port, size, is_write)
+        data = vcpu.run_view[start : start + size * count].cast(_FORMATS[size])
+        if count != 1:  # REP INS or REP OUTS: the elements follow one another in kvm_run's data page
+            _, method, offset, _, cell = binding
+            return is_write, _sequence([(method, offset, size)] * count, is_write, data), offset, size, cell, data
+        if full(self._pio):
+            self._pio.clear()
+        operation = self._pio[key] = (*binding, data)
+        return operation
+
+    def _bind_memory(self) -> _Operation:
+        """Bind the MMIO access in `kvm_run`, and remember it."""
+        vcpu = self.vcpu
+        gpa, meta = vcpu.quads[_QUAD_ACCESS], vcpu.quads[_QUAD_MMIO_META]
+        size, is_write = meta & 0xFFFFFFFF, bool(meta >> 32 & 0xFF)
+        if size not in _FORMATS:  # KVM splits an access at page borders: what is left may have an odd length
+            data = vcpu.run_view[BYTE_MMIO_DATA : BYTE_MMIO_DATA + size]
+            parts = [self.dispatcher.memory(gpa + index, 1, is_write) for index in range(size)]
+            calls = [(method, offset, 1) for _, method, offset, _, _ in parts]
+            return is_write, _sequence(calls, is_write, data), parts[0][2], size, parts[0][4], data
+        binding = self.dispatcher.memory(gpa, size, is_write)
+        data = vcpu.run_view[BYTE_MMIO_DATA : BYTE_MMIO_DATA + size].cast(_FORMATS[size])
+        if full(self._mmio):
+            self._mmio.clear()
+        operation = self._mmio[gpa, meta] = (*binding, data)
+        return operation
+
+    def _leave(self, reason: int) -> exits.Exit:
+        """Decode an exit that is no device access."""
+        left = self._decode(reason)
+        self.dispatcher.cell(left.kind).count += 1
+        self._recent.append(left)
+        return left
+
+    def _decode(self, reason: int) -> exits.Exit:
+        vcpu = self.vcpu
+        if reason == ExitReason.HLT:
+            return exits.Halt()
+        if reason == ExitReason.SHUTDOWN:
+            return exits.Shutdown()
+        if reason == ExitReason.INTR:
+            return exits.Interrupted()
+        if reason == ExitReason.DEBUG:
+            debug = vcpu.debug_exit
+            return exits.Debug(debug.exception, debug.pc, debug.dr6, debug.dr7)
+        if reason == ExitReason.INTERNAL_ERROR:
+            error = vcpu.internal_error
+            return exits.InternalError(error.suberror, error.data)
+        if reason == ExitReason.FAIL_ENTRY:
+            entry = vcpu.fail_entry
+            return exits.FailEntry(entry.reason, entry.cpu)
+        if reason == ExitReason.SYSTEM_EVENT:
+            return exits.SystemEvent(vcpu.system_event.type)
+        return exits.UnknownExit(reason, vcpu.quads[_QUAD_ACCESS])
+
+    def _not_entered(self, error: OSError) -> exits.Exit:
+        """Sort out why KVM_RUN returned an error: a kick, a signal, a vCPU that waits for SIPI, or a real failure."""
+        if error.errno not in (errno.EINTR, errno.EAGAIN):
+            raise KvmError("KVM_RUN", error.errno or 0) from None
+        self.vcpu.immediate_exit = False
+        while signal.sigtimedwait((KICK_SIGNAL,), 0):
+            pass  # KVM_RUN left it pending; left there it would end the next KVM_RUN too
+        if not self._settling:
+            self.dispatcher.cell("interrupted").count += 1
+        return exits.Interrupted()
+
+    def recent_exits(self) -> list[str]:
+        """Describe the last exits, oldest first, for the failure report."""
+        return [one.kind if isinstance(one, exits.Exit) else _access_words(one) for one in self._recent]
+
+    def settle(self) -> None:
+        """Finish the access that the last exit left half done, so that the state is at an instruction boundary.
+
+        With `immediate_exit` set KVM completes it and returns before any guest code runs (KVM API, section 5).
+        """
+        self._settling = True
+        try:
+            while True:
+                self.vcpu.immediate_exit = True
+                if not isinstance(self.run(), exits.DeviceAction):
+                    return
+        finally:
+            self.vcpu.immediate_exit = False
+            self._settling = False
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Make the calling thread this vCPU's: within, `kick` reaches it."""
+        thread = threading.get_ident()
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, (KICK_SIGNAL,))
+        self.vcpu.set_signal_mask({int(number) for number in former} - {KICK_SIGNAL})
+        self._thread = thread
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._thread = None
+            while signal.sigtimedwait((KICK_SIGNAL,), 0):
+                pass
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+    def kick(self) -> None:
+        """Make `run` return `Interrupted` soon; callable from any thread and from signal handlers."""
+        self.vcpu.immediate_exit = True
+        thread = self._thread
+        if thread is not None and thread != threading.get_ident():
+            with self._guard:
+                if self._thread is not None:
+                    signal.pthread_kill(self._thread, KICK_SIGNAL)
+
+    def state(self) -> CpuState:
+        """Read the vCPU's registers."""
+        return read_state(self.vcpu)
+
+    def set_state(self, state: CpuState) -> None:
+        """Replace the vCPU's registers."""
+        write_state(self.vcpu, state)
+
+    def idle(self) -> str | None:
+        """Tell why only another vCPU could wake this one: `halted` (HLT, IF=0), `waiting` (for SIPI), or None."""
+        mode = self.vcpu.mp_state()
+        if mode == MpState.HALTED:
+            return None if int(self.vcpu.regs()["rflags"]) & RFLAGS_IF else "halted"
+        return "waiting" if mode in (MpState.UNINITIALIZED, MpState.INIT_RECEIVED) else None
+
+    def close(self) -> None:
+        """Release the vCPU."""
+        for _, _, _, _, _, data in (*self._pio.values(), *self._mmio.values()):
+            data.release()
+        self._pio.clear()
+        self._mmio.clear()
+        self.vcpu.close()
+
+
+def _sequence(calls: list[tuple[Callable[..., Any], int, int]], is_write: bool, data: memoryview) -> Callable[..., Any]:
+    """Make one method of several accesses, one for each item of `data`; the last action of a write counts."""
+
+    def write(_offset: int, _size: int, _first: int) -> Any:
+        action = None
+        for value, (method, offset, size) in zip(data, calls, strict=True):
+            action = method(offset, size, value) or action
+        return action
+
+    def read(_offset: int, _size: int) -> int:
+        for index, (method, offset, size) in enumerate(calls):
+            data[index] = method(offset, size)
+        return data[0]
+
+    return write if is_write else read
+
+
+def _access_words(operation: _Operation) -> str:
+    _, _, offset, size, cell, _ = operation
+    where = f"port {cell.base:#x}" if cell.kind.startswith("pio") else f"GPA {cell.base + offset:#x}"
+    return f"{cell.kind} of {size} bytes at {where} ({cell.device})"
+
+
+def _annotate(error: Exception, operation: _Operation) -> None:
+    """Tell the reader of a traceback which access the device was serving."""
+    error.add_note(f"pyvmm: raised while a device served a {_access_words(operation)}")
