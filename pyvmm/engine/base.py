@@ -15,13 +15,13 @@ class Engine(Protocol):
     Attributes:
         index: number of the vCPU, from 0.
         dispatcher: its buses and exit counts.
-        guest_seconds: time spent inside KVM_RUN so far: the guest and KVM.
+        run_seconds: time spent in `run` so far; less what the cells hold, that is the guest, KVM, and the exit loop itself.
         unspent: what the last `run` left of its budget.
     """
 
     index: int
     dispatcher: Dispatcher
-    guest_seconds: float
+    run_seconds: float
     unspent: int
 
     def run(self, budget: int | None = None) -> Exit:

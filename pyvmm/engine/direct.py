@@ -59,7 +59,7 @@ class DirectEngine:
         self.index = vcpu.id
         self.vcpu = vcpu
         self.dispatcher = dispatcher
-        self.guest_seconds = 0.0
+        self.run_seconds = 0.0
         self.unspent = 0
         self._pio: dict[int, _Operation] = {}
         self._mmio: dict[tuple[int, int], _Operation] = {}
@@ -75,21 +75,18 @@ class DirectEngine:
         pio, mmio = self._pio.get, self._mmio.get
         enter, request, clock, io = ioctl, _RUN, perf_counter, _IO
         remember = self._recent.append
-        guest = 0.0
         interrupted = 0
         operation: _Operation | None = None
         turns = repeat(None) if budget is None else repeat(None, budget)
-        before = clock()
+        began = clock()
         try:
             for _ in turns:
                 try:
                     enter(fd, request)
                 except OSError as error:
-                    guest += clock() - before
                     interrupted = 1
                     return self._not_entered(error)
-                after = clock()
-                guest += after - before
+                left = clock()
                 reason = words[WORD_EXIT_REASON]
                 if reason == io:
                     operation = pio(quads[_QUAD_ACCESS])
@@ -104,22 +101,20 @@ class DirectEngine:
                 if is_write:
                     action = method(offset, size, data[0])
                     cell.count += 1
-                    before = clock()
-                    cell.seconds += before - after
+                    cell.seconds += clock() - left
                     if action is not None:
                         return exits.DeviceAction(action)
                 else:
                     data[0] = method(offset, size)
                     cell.count += 1
-                    before = clock()
-                    cell.seconds += before - after
+                    cell.seconds += clock() - left
             return exits.BudgetSpent()
         except Exception as error:
             if operation is not None:
                 _annotate(error, operation)
             raise
         finally:
-            self.guest_seconds += guest
+            self.run_seconds += clock() - began
             self.unspent = 0 if budget is None else length_hint(turns) + interrupted
 
     def _bind_port(self) -> _Operation:
@@ -192,6 +187,11 @@ class DirectEngine:
         if not self._settling:
             self.dispatcher.cell("interrupted").count += 1
         return exits.Interrupted()
+
+    def forget_bindings(self) -> None:
+        """Resolve every access anew: the devices on a bus have changed."""
+        self._pio.clear()
+        self._mmio.clear()
 
     def recent_exits(self) -> list[str]:
         """Describe the last exits, oldest first, for the failure report."""

@@ -170,5 +170,6 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap all regions; arrays that a caller still holds stay valid."""
-        for region in self.regions:
+        regions, self.regions = self.regions, ()
+        for region in regions:
             region.close()
