@@ -1,0 +1,322 @@
+"""Machine: guest memory, vCPUs, devices and a boot image, run to a result."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pyvmm.boot import BootImage, BootOptions, load
+from pyvmm.boot.layout import KVM_IDENTITY_MAP, KVM_TSS
+from pyvmm.devices.bus import Bus, Mapping
+from pyvmm.devices.console import Console, MemoryConsole
+from pyvmm.devices.device import Device, IrqLine
+from pyvmm.engine.direct import DirectEngine
+from pyvmm.engine.dispatch import Dispatcher
+from pyvmm.engine.state import CpuState
+from pyvmm.errors import HostError, UsageError
+from pyvmm.machine import statistics
+from pyvmm.machine.control import Control
+from pyvmm.machine.cpuid import vcpu_cpuid
+from pyvmm.machine.failure import report_failure
+from pyvmm.machine.firmware import set_up_lapic, set_up_msrs, set_up_pics
+from pyvmm.machine.irq import IrqLines
+from pyvmm.machine.pc import Pc
+from pyvmm.machine.result import EndReason, Result
+from pyvmm.machine.signals import DeferredSignals
+from pyvmm.machine.vcpus import VcpuThreads
+from pyvmm.machine.watchdog import Watchdog
+from pyvmm.memory import GuestMemory, SlotTable, parse_size
+from pyvmm.pykvm import Cap, System, Vcpu
+
+if TYPE_CHECKING:
+    from pyvmm.paging.result import Walk
+    from pyvmm.paging.state import Access
+
+IRQCHIPS = ("kernel", "none")
+MAX_CPUS = 254
+"""xAPIC ids are 8 bits wide and 255 is the broadcast (SDM vol. 3, 11.6.1)."""
+
+_PIO_SIZE = 1 << 16
+_MMIO_SIZE = 1 << 52
+
+
+class Machine:
+    """One virtual machine on /dev/kvm; a context manager.
+
+        with Machine("64M") as vm:
+            vm.load("kernel.bin")
+            result = vm.run(timeout=10)
+
+    Attributes:
+        memory: guest RAM.
+        slots: the memory slots that KVM knows.
+        pio, mmio: the buses that devices are attached to.
+        console: back end of COM1 and of the debug console.
+        pc: the standard devices, or None.
+        engines: what runs each vCPU.
+        vcpus: the KVM vCPUs behind them, for everything that `pyvmm.pykvm` offers.
+        image: what `load` loaded, or None.
+        result: the result of the last run, also where `run` raised KeyboardInterrupt or `Terminated`.
+    """
+
+    def __init__(
+        self,
+        memory: int | str = "128M",
+        cpus: int = 1,
+        *,
+        console: Console | None = None,
+        devices: str = "pc",
+        irqchip: str = "kernel",
+        hugepages: str = "none",
+        kvm: str = "/dev/kvm",
+    ) -> None:
+        """Create the VM, its RAM, its vCPUs and its devices.
+
+        Args:
+            memory: bytes, or text as `parse_size` takes it.
+            console: back end of COM1 and the debug console; closed with the machine. Default: a `MemoryConsole`.
+            devices: "pc" for those of `pyvmm.machine.pc.Pc`, "none" for empty buses.
+            irqchip: "kernel" for KVM's PICs, IOAPIC, LAPICs and PIT; "none" for a bare CPU, which leaves the guest at each HLT.
+            hugepages: "none", "thp" or "2M".
+            kvm: path of the KVM device.
+
+        Raises:
+            UsageError: a value cannot work.
+            HostError: this host cannot do it: no KVM, no right, not enough memory.
+        """
+        if devices not in ("pc", "none"):
+            raise UsageError(f"devices={devices!r}: use pc or none")
+        if irqchip not in IRQCHIPS:
+            raise UsageError(f"irqchip={irqchip!r}: use one of {', '.join(IRQCHIPS)}")
+        if not 1 <= cpus <= MAX_CPUS:
+            raise UsageError(f"{cpus} CPUs: use 1 to {MAX_CPUS}")
+        if cpus > 1 and irqchip == "none":
+            raise UsageError("several CPUs need the in-kernel interrupt controller: use irqchip=kernel, or 1 CPU")
+        self._closed = False
+        self._system = System(kvm)
+        try:
+            self.memory = GuestMemory(parse_size(memory), hugepages=hugepages)
+        except BaseException:
+            self._system.close()
+            raise
+        try:
+            self._build(cpus, irqchip)
+            self.console: Console = MemoryConsole() if console is None else console
+            self.pc = Pc(self, self.console) if devices == "pc" else None
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, cpus: int, irqchip: str) -> None:
+        system = self._system
+        most = system.check_extension(Cap.MAX_VCPUS)
+        if cpus > most:
+            raise HostError(f"{cpus} CPUs: this host's KVM allows {most} in a VM")
+        self.cpus = cpus
+        self.kernel_irqchip = irqchip == "kernel"
+        self.kvm = system.create_vm()
+        self.kvm.set_identity_map_addr(KVM_IDENTITY_MAP)
+        self.kvm.set_tss_addr(KVM_TSS)
+        if self.kernel_irqchip:
+            self.kvm.create_irqchip()
+            self.kvm.create_pit2()
+            set_up_pics(self.kvm)
+        self.slots = SlotTable(self.kvm)
+        for region in self.memory.regions:
+            self.slots.add(region)
+        self.pio = Bus("pio", _PIO_SIZE)
+        self.mmio = Bus("mmio", _MMIO_SIZE)
+        self.lock = threading.RLock()
+        self._irqs = IrqLines(self.kvm)
+        deadline = self.kernel_irqchip and bool(system.check_extension(Cap.TSC_DEADLINE_TIMER))
+        supported = system.supported_cpuid()
+        self.vcpus: list[Vcpu] = []
+        self.engines: list[DirectEngine] = []
+        for index in range(cpus):
+            vcpu = self.kvm.create_vcpu(index)
+            vcpu.set_cpuid2(vcpu_cpuid(supported, index, cpus, tsc_deadline=deadline))
+            set_up_msrs(vcpu)
+            if self.kernel_irqchip:
+                set_up_lapic(vcpu)
+            self.vcpus.append(vcpu)
+            self.engines.append(DirectEngine(vcpu, Dispatcher(self.pio, self.mmio, self.lock if cpus > 1 else None)))
+        self._control = Control(self.engines)
+        self.image: BootImage | None = None
+        self.result: Result | None = None
+        self._running = False
+
+    # -- what a machine is made of -----------------------------------------------------------------------------------
+
+    def attach(
+        self, device: Device, *, pio: int | None = None, mmio: int | None = None, size: int = 1, irq: int | None = None
+    ) -> Mapping:
+        """Attach a device at `size` ports from `pio` on, or at `size` bytes from GPA `mmio` on, and wire its interrupt to GSI `irq`.
+
+        Attaching the same device again gives it one more window.
+
+        Raises:
+            DeviceError: the window overlaps another one (both are named) or leaves the bus.
+            UsageError: not exactly one of `pio` and `mmio`, a window over RAM, an interrupt without interrupt controller.
+        """
+        if (pio is None) == (mmio is None):
+            raise UsageError(f"attach {device.name}: give either pio= or mmio=")
+        if mmio is not None:
+            for gpa, length in self.memory.ranges:
+                if mmio < gpa + length and gpa < mmio + size:
+                    raise UsageError(
+                        f"attach {device.name}: {mmio:#x} is RAM; use an address that is not, as from 3 GiB to 4 GiB"
+                    )
+        line = None if irq is None else self.irq_line(irq)
+        mapping = self.mmio.attach(mmio, size, device) if mmio is not None else self.pio.attach(pio or 0, size, device)
+        if line is not None:
+            device.irq = line
+        for engine in self.engines:
+            engine.forget_bindings()
+        return mapping
+
+    def detach(self, mapping: Mapping) -> None:
+        """Take a window that `attach` returned away again; accesses to it are nobody's from then on."""
+        (self.pio if mapping in self.pio.mappings else self.mmio).detach(mapping)
+        for engine in self.engines:
+            engine.forget_bindings()
+
+    def irq_line(self, gsi: int) -> IrqLine:
+        """Return a new source for interrupt line `gsi`, 0 to 23; sources of one line are a wired-OR."""
+        if not self.kernel_irqchip:
+            raise UsageError(f"interrupt line {gsi}: this machine has no interrupt controller (irqchip=none)")
+        if not 0 <= gsi < 24:
+            raise UsageError(f"interrupt line {gsi}: use 0 to 23")
+        return self._irqs.source(gsi)
+
+    def load(self, image: str | bytes, **options: Any) -> BootImage:
+        """Load a kernel image, given by path or content, and make vCPU 0 ready to start it.
+
+        Args:
+            options: the fields of `pyvmm.boot.BootOptions`: cmdline, initrd, modules, format, mode, load_addr, entry.
+
+        Raises:
+            ImageError: the image is damaged, of an unknown kind, or does not fit.
+            UsageError: an option does not fit the image.
+        """
+        self.image = load(image, self.memory, BootOptions(cpus=self.cpus, **options))
+        self.engines[0].set_state(self.image.state)
+        return self.image
+
+    def state(self, cpu: int = 0) -> CpuState:
+        """Read the registers of a vCPU while the machine is not running."""
+        return self.engines[cpu].state()
+
+    def set_state(self, state: CpuState, cpu: int = 0) -> None:
+        """Replace the registers of a vCPU while the machine is not running."""
+        self.engines[cpu].set_state(state)
+
+    def translate(self, gva: int, cpu: int = 0, access: Access | None = None) -> Walk:
+        """Walk the guest's page tables for `gva` as vCPU `cpu` would now: every step, and the GPA or the fault.
+
+        Args:
+            access: kind of access and privilege; default a read by the supervisor.
+        """
+        from pyvmm.machine.cpuid import paging_features  # a run without translations does not pay for the walker
+        from pyvmm.paging.state import READ, PagingState
+        from pyvmm.paging.walk import walk
+
+        state = self.state(cpu)
+        features = paging_features(self.vcpus[cpu].cpuid2())
+        paging = PagingState(state.cr0, state.cr3, state.cr4, state.efer, **features)
+        return walk(paging, self.memory, gva, READ if access is None else access)
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        timeout: float | None = None,
+        until: Callable[[Machine], bool] | None = None,
+        max_exits: int | None = None,
+    ) -> Result:
+        """Run all vCPUs until the guest ends, or one of the limits is reached; a guest that a limit stopped can be run on.
+
+        Args:
+            timeout: wall-clock seconds.
+            until: called after each exit, between instructions; a true value ends the run.
+            max_exits: number of exits, over all vCPUs.
+
+        Returns:
+            Why the run ended; after a crash with a failure report.
+
+        Raises:
+            Exception: whatever a device or `until` raised, with a note that names the access.
+            KeyboardInterrupt: Ctrl-C, once every vCPU has stopped; `result` holds the result all the same. SIGTERM raises
+                `Terminated`, unless the program has a handler of its own.
+            UsageError: a limit makes no sense, the machine runs already, or its guest has crashed.
+        """
+        if timeout is not None and not 0 < timeout < threading.TIMEOUT_MAX:
+            raise UsageError(f"timeout={timeout}: give seconds above 0")
+        if max_exits is not None and max_exits < 1:
+            raise UsageError(f"max_exits={max_exits}: give at least 1")
+        if self._closed or self._running:
+            raise UsageError("the machine is closed" if self._closed else "the machine is running already")
+        if self.result is not None and self.result.crashed:
+            raise UsageError(f"{self.result}: a crashed guest cannot be run on; make a new machine")
+        control = self._control
+        control.begin()
+        before = statistics.count_exits(self.engines)
+        signals = DeferredSignals(lambda name: control.stop(EndReason.USER, name))
+        watchdog = Watchdog(control, timeout, detect_halt=self.kernel_irqchip)
+        condition = None if until is None else lambda: until(self)
+        threads = VcpuThreads(self.engines, control, self.lock, watchdog, until=condition, max_exits=max_exits)
+        self._running = True
+        if self.pc is not None:
+            self.pc.start()
+        began = time.monotonic()
+        try:
+            with signals, watchdog:
+                threads.run()
+        finally:
+            self._running = False
+        if control.error is not None:
+            raise control.error
+        assert control.end is not None
+        reason, detail, vcpu, value = control.end
+        seconds = time.monotonic() - began
+        exits = statistics.count_exits(self.engines) - before
+        report = None if threads.crash is None else report_failure(self, reason, detail, vcpu, threads.crash)
+        self.result = Result(reason, detail, vcpu, value, seconds, exits, report)
+        signals.deliver()
+        return self.result
+
+    def stop(self, detail: str = "") -> None:
+        """End the run from another thread, a device or a console; `run` returns with reason "user"."""
+        self._control.stop(EndReason.USER, detail)
+
+    def post(self, work: Callable[[], Any]) -> None:
+        """Have `work` called on a vCPU's thread between two exits: how other threads reach devices."""
+        self._control.post(work)
+
+    def statistics(self) -> statistics.Statistics:
+        """Add up what was counted since the machine was made; not while it runs."""
+        return statistics.take(self.engines, self.kvm, self.vcpus)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Release vCPUs, VM and memory; arrays of guest memory that a caller still holds stay valid."""
+        if self._closed:
+            return
+        self._closed = True
+        for engine in getattr(self, "engines", ()):
+            engine.close()
+        if hasattr(self, "console"):
+            self.console.close()
+        self._system.close()
+        self.memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

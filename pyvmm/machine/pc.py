@@ -1,0 +1,66 @@
+"""The devices of a PC, each at its customary place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyvmm.devices import acpipm, cmos, debugcon, debugexit, fwcfg, pci, postcode
+from pyvmm.devices.console import Console
+from pyvmm.devices.i8042 import I8042
+from pyvmm.devices.resetport import SYSTEM_CONTROL_A, SystemControlA
+from pyvmm.devices.testdev import TestDevice
+from pyvmm.devices.uart import Uart
+
+if TYPE_CHECKING:
+    from pyvmm.devices.device import IrqLine
+    from pyvmm.machine.machine import Machine
+
+COM1, COM1_IRQ = 0x3F8, 4
+COM2, COM2_IRQ = 0x2F8, 3
+_KEYBOARD_IRQ, _SCI = 1, 9
+
+
+class Pc:
+    """All standard devices of one machine.
+
+    Attributes:
+        console: back end of COM1 and of the debug console.
+        serial: COM1.
+        post: the POST port, with the codes that the guest wrote.
+        pm: ACPI power management; `pm.press()` is the power button.
+    """
+
+    def __init__(self, machine: Machine, console: Console) -> None:
+        """Attach the devices to `machine`; what the guest sends to COM1 or port 0xE9 goes to `console`."""
+        self._machine = machine
+        self._started = False
+        self.console = console
+
+        def irq(gsi: int) -> IrqLine | None:
+            return machine.irq_line(gsi) if machine.kernel_irqchip else None
+
+        self.serial = Uart(console.write, irq(COM1_IRQ), "com1")
+        self.post = postcode.PostCode()
+        self.pm = acpipm.AcpiPm(irq(_SCI))
+        (_, low), *high = machine.memory.ranges
+        self.rtc = cmos.Cmos(low, sum(size for _, size in high))
+        self.keyboard = I8042(irq(_KEYBOARD_IRQ))
+        machine.attach(self.serial, pio=COM1, size=8)
+        machine.attach(debugcon.DebugCon(console.write), pio=debugcon.PORT)
+        machine.attach(self.post, pio=postcode.PORT)
+        machine.attach(debugexit.DebugExitPort(), pio=debugexit.PORT, size=debugexit.SIZE)
+        machine.attach(self.rtc, pio=cmos.PORT, size=cmos.SIZE)
+        self.keyboard.attach_to(machine.pio)
+        machine.attach(SystemControlA(), pio=SYSTEM_CONTROL_A)
+        machine.attach(pci.PciConfigPorts(), pio=pci.PORT, size=pci.SIZE)
+        machine.attach(fwcfg.FwCfg(machine.memory.size, machine.cpus), pio=fwcfg.PORT, size=fwcfg.SIZE)
+        machine.attach(self.pm, pio=acpipm.PORT, size=acpipm.SIZE)
+        lines = [machine.irq_line(gsi) for gsi in range(24)] if machine.kernel_irqchip else []
+        TestDevice(lines).attach_to(machine.pio, machine.mmio)
+
+    def start(self) -> None:
+        """Start to take the console's input: it is delivered to COM1 on a vCPU's thread, whichever thread reads it."""
+        if self._started:
+            return
+        self._started = True
+        self.console.start(lambda data: self._machine.post(lambda: self.serial.receive(data)))

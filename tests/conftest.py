@@ -1,0 +1,81 @@
+"""What all tests share: the built guests, and a closing table of what ran where."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.pykvm.module import kvm_module
+
+ROOT = Path(__file__).resolve().parent.parent
+_results: Counter[tuple[str, str]] = Counter()
+
+
+def _place(item: pytest.Item) -> str:
+    if item.get_closest_marker("kvm") is None:
+        return "no KVM needed"
+    module = kvm_module()
+    return f"this host's /dev/kvm ({module.name}, paging {module.paging})"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.user_properties.append(("place", _place(item)))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
+        place = dict(report.user_properties).get("place", "?")
+        _results[str(place), report.outcome] += 1
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("what ran where")
+    for place in sorted({place for place, _ in _results}):
+        counts = ", ".join(
+            f"{count} {outcome}" for (where, outcome), count in sorted(_results.items()) if where == place
+        )
+        terminalreporter.write_line(f"{place}: {counts}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A KVM test never skips: a run without KVM must not look like one that passed.
+    if item.get_closest_marker("kvm") is not None and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.fail("this test needs /dev/kvm, readable and writable; there is none here", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def guests() -> Path:
+    """Build the guests of the source tree and return their folder."""
+    done = subprocess.run(["make", "-s", "-C", str(ROOT / "guests")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"make -C guests failed:\n{done.stderr}"
+    return ROOT / "guests" / "build"
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Check that a test leaves no file descriptor and no thread behind."""
+    import gc
+    import threading
+
+    gc.collect()
+    before = set(os.listdir("/proc/self/fd"))
+    threads = set(threading.enumerate())
+    yield
+    gc.collect()
+    left = [thread for thread in threading.enumerate() if thread not in threads]
+    assert not left, f"threads left: {left}"
+    after = set(os.listdir("/proc/self/fd"))
+    assert len(after) <= len(before), f"descriptors left: {[_target(fd) for fd in after - before]}"
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return fd
