@@ -1,0 +1,1 @@
+"""Measurements of pyvmm and of the host that it runs on."""
