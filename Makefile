@@ -1,0 +1,49 @@
+# Two commands for a fresh Debian-like machine: `make boot` and `make test`. Each sets up all that it needs.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# `make boot GUEST=guest:mode-tour`, or any image: `make boot GUEST=path/to/kernel.bin`
+GUEST ?= guest:hello-elf64
+
+# Debian packages that set-up needs and the commands that show that they are there.
+PACKAGES := gcc libc6-dev binutils python3-venv
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: boot test check soak bench guests clean tools
+boot: $(VENV)/ready guests
+	$(BIN)/python -m pyvmm boot $(GUEST)
+
+test: $(VENV)/ready guests
+	$(BIN)/python -m pytest
+
+# What CI holds the code to besides the tests.
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The KVM tests over and over: no flake, no leak. About half an hour.
+soak: $(VENV)/ready guests
+	$(BIN)/python -m pytest -m soak
+
+bench: $(VENV)/ready guests
+	$(BIN)/python -m pyvmm bench exits
+	$(BIN)/python -m pyvmm bench start
+
+guests: tools
+	@$(MAKE) -s -C guests
+
+tools:
+	@command -v gcc >/dev/null && command -v ld >/dev/null && [ -e /usr/include/linux/kvm.h ] \
+		&& $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy $(PACKAGES); }
+
+$(VENV)/ready: pyproject.toml setup.py | tools
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pyvmm needs Python 3.11 or later: make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build guests/build *.egg-info
