@@ -363,17 +363,18 @@ def test_clock_runs_when_it_is_set_a_byte_at_a_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ram", "extended_kib", "above_16m", "above_4g"),
+    ("low", "high", "extended_kib", "above_16m", "above_4g"),
     [
-        (MIB, 0, 0, 0),
-        (64 * MIB, 63 * 1024, 48 * 16, 0),
-        (128 * MIB, 65535, 112 * 16, 0),
-        (3 * GIB, 65535, 49152 - 256, 0),
-        (8 * GIB, 65535, 49152 - 256, 5 * 16384),
+        (MIB, 0, 0, 0, 0),
+        (64 * MIB, 0, 63 * 1024, 48 * 16, 0),
+        (128 * MIB, 0, 65535, 112 * 16, 0),
+        (3 * GIB, 0, 65535, 49152 - 256, 0),
+        (3 * GIB, 5 * GIB, 65535, 49152 - 256, 5 * 16384),
+        (4 * GIB, 1 << 44, 65535, 65535 - 255, 0xFFFFFF),
     ],
 )
-def test_memory_sizes(ram: int, extended_kib: int, above_16m: int, above_4g: int) -> None:
-    device = Cmos(ram)
+def test_memory_sizes(low: int, high: int, extended_kib: int, above_16m: int, above_4g: int) -> None:
+    device = Cmos(low, high)
 
     def number(at: int, size: int) -> int:
         return sum(cell(device, at + i) << 8 * i for i in range(size))

@@ -242,6 +242,16 @@ def test_fifo_control(rig: Rig) -> None:
     assert rig.r(LSR) == 0x60
 
 
+@pytest.mark.parametrize("fcr", [0xC3, 0x00])
+def test_emptying_the_fifo_takes_its_interrupt_back(rig: Rig, fcr: int) -> None:
+    rig.w(FCR, 0xC1)
+    rig.w(IER, 0x01)
+    rig.uart.receive(b"abc")
+    assert rig.line.level
+    rig.w(FCR, fcr)
+    assert not rig.line.level
+
+
 @pytest.mark.parametrize("mcr", range(16))
 def test_loopback_of_modem_lines(rig: Rig, mcr: int) -> None:
     rig.w(MCR, 0x10 | mcr)
@@ -331,9 +341,32 @@ def test_describe_and_dump(rig: Rig) -> None:
     assert rig.uart.describe(1, 1, 0x0F, write=True) == "IER=0x0f ERBFI ETBEI ELSI EDSSI"
     rig.w(LCR, 0x80)
     assert rig.uart.describe(1, 1, 0x0F, write=True) == "DLM=0x0f"
+
+
+def test_dump_shows_what_reads_would_without_their_effects(rig: Rig) -> None:
+    rig.w(LCR, 0x80)
+    rig.uart.write(0, 2, 0x0203)
+    rig.w(LCR, 0x1B)
+    rig.w(FCR, 0x01)
+    rig.w(IER, 0x0D)
+    rig.w(SCR, 0x5A)
+    rig.uart.receive_break()
+    rig.uart.receive(bytes(BACKLOG_LIMIT + 1))
+    rig.uart.set_modem_inputs(dsr=False)
     before = rig.uart.state()
-    assert "LSR=0x60 THRE TEMT" in rig.uart.dump().splitlines()
+    assert rig.uart.dump().splitlines() == [
+        "DLL=0x03",
+        "IER=0x0d ERBFI ELSI EDSSI",
+        "DLM=0x02",
+        "IIR=0xc6 ID=line-status FIFO=0x3",
+        "LCR=0x1b WORD=0x3 PARITY=0x3",
+        "MCR=0x08 OUT2",
+        "LSR=0xf3 DR OE BI THRE TEMT ERFIFO",
+        "MSR=0x92 DDSR CTS DCD",
+        "SCR=0x5a",
+    ]
     assert rig.uart.state() == before
+    assert [rig.r(offset) for offset in (IIR, LSR, MSR)] == [0xC6, 0xF3, 0x92]
 
 
 @given(

@@ -1,0 +1,157 @@
+"""Parts of the machine that need no KVM: results, CPUID, interrupt lines, module and switch descriptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.engine import exits
+from pyvmm.engine.state import CpuState
+from pyvmm.host.switchable import switchable
+from pyvmm.machine.cpuid import paging_features, vcpu_cpuid
+from pyvmm.machine.irq import IrqLines
+from pyvmm.machine.result import CRASHES, EndReason, Result
+from pyvmm.pykvm import Vm, layout
+from pyvmm.pykvm.module import kvm_module
+
+
+@pytest.mark.parametrize("reason", list(EndReason))
+def test_every_end_has_words_and_a_status(reason: EndReason) -> None:
+    result = Result(reason, "why", value=3 if reason is EndReason.DEBUG_EXIT else None)
+    assert "(why)" in str(result) and "\n" not in str(result)
+    expected = 7 if reason is EndReason.DEBUG_EXIT else 1 if reason in CRASHES else 124 if reason is EndReason.TIMEOUT else 0
+    assert result.status == expected
+    assert result.to_dict()["crashed"] is (reason in CRASHES)
+
+
+@given(st.integers(0, (1 << 32) - 1))
+def test_debug_exit_status_is_qemus(value: int) -> None:
+    assert Result(EndReason.DEBUG_EXIT, value=value).status == (value << 1 | 1) % 256
+
+
+def entries(*rows: tuple[int, int, int, int, int, int]) -> Any:
+    table = np.zeros(len(rows), layout.CPUID_ENTRY2)
+    for at, (function, index, eax, ebx, ecx, edx) in enumerate(rows):
+        for name, value in zip(
+            ("function", "index", "eax", "ebx", "ecx", "edx"), (function, index, eax, ebx, ecx, edx), strict=True
+        ):
+            table[name][at] = value
+    return table
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 254])
+def test_each_vcpu_has_its_own_apic_id(cpus: int) -> None:
+    supported = entries(
+        (1, 0, 0, 0xAABBCCDD, 0, 1 << 28),
+        (4, 0, 0x1FF03FE1, 0, 0, 0),
+        (4, 4, 0, 0, 0, 0),
+        (0xB, 0, 0, 0, 0, 99),
+        (0xB, 1, 0, 0, 1, 99),
+        (0x80000008, 0, 0x3030, 0, 0x7FFF, 0),
+        (0x8000001E, 0, 99, 99, 99, 0),
+    )
+    before = supported.copy()
+    for index in {0, cpus - 1}:
+        table = vcpu_cpuid(supported, index, cpus, tsc_deadline=True)
+        assert int(table["ebx"][0]) == index << 24 | (cpus & 0xFF) << 16 | 0xCCDD
+        assert bool(table["edx"][0] >> 28 & 1) == (cpus > 1)
+        assert table["ecx"][0] >> 24 & 1
+        assert int(table["eax"][1]) >> 26 == (cpus - 1) & 0x3F
+        assert int(table["eax"][2]) == 0
+        assert table["edx"][3] == table["edx"][4] == index
+        assert (int(table["ebx"][4]), int(table["ecx"][4]) >> 8) == (cpus, 2)
+        assert 1 << int(table["eax"][4]) >= cpus
+        assert int(table["ecx"][5]) & 0xFF == (cpus - 1) & 0xFF
+        assert int(table["eax"][6]) == index
+    assert (supported == before).all()
+
+
+def test_paging_features() -> None:
+    amd = entries(
+        (0, 0, 0x10, 0x68747541, 0x444D4163, 0x69746E65),
+        (1, 0, 0, 0, 0, 1 << 17),
+        (0x80000001, 0, 0, 0, 0, 1 << 26),
+        (0x80000008, 0, 0x3030, 0, 0, 0),
+    )
+    assert paging_features(amd) == {"maxphyaddr": 48, "pse36": True, "gbpages": True, "nonleaf_global": True}
+    assert paging_features(entries((0, 0, 0, 0, 0, 0)))["maxphyaddr"] == 36
+
+
+def test_a_shared_line_is_high_while_any_source_is() -> None:
+    calls: list[tuple[int, int]] = []
+
+    class FakeVm:
+        def irq_line(self, gsi: int, level: int) -> None:
+            calls.append((gsi, level))
+
+    lines = IrqLines(cast(Vm, FakeVm()))
+    one, other, elsewhere = lines.source(5), lines.source(5), lines.source(6)
+    for line, level in ((one, True), (one, True), (other, True), (one, False), (elsewhere, True), (other, False)):
+        line.set(level)
+    assert calls == [(5, 1), (6, 1), (5, 0)]
+
+
+def test_exit_kinds_are_named() -> None:
+    assert exits.InternalError(1, ()).kind == "internal-error"
+    assert exits.Halt().kind == "halt"
+
+
+def test_modes_of_cpu_states() -> None:
+    assert (CpuState.real(0xF000, 0xFFF0).mode, CpuState.real(0xF000, 0xFFF0).linear_rip) == ("real", 0xFFFF0)
+    assert (CpuState.protected(0x100000).mode, CpuState.protected(0).bits) == ("protected", 32)
+    long = CpuState.long(0x100000, 0x9000)
+    assert (long.mode, long.bits, long.cpl) == ("long", 64, 0)
+    long.cs.l = 0
+    long.cs.db = 1
+    assert (long.mode, long.bits) == ("compat", 32)
+
+
+def module_tree(root: Path, name: str, **parameters: str) -> None:
+    folder = root / name / "parameters"
+    folder.mkdir(parents=True)
+    for parameter, value in parameters.items():
+        (folder / parameter).write_text(value + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "paging"),
+    [
+        ("kvm_intel", {"ept": "Y", "vpid": "Y"}, "ept"),
+        ("kvm_intel", {"ept": "N"}, "kvm-shadow"),
+        ("kvm_amd", {"npt": "1"}, "npt"),
+        ("kvm_amd", {"npt": "0"}, "kvm-shadow"),
+        ("kvm_pvm", {}, "kvm-shadow"),
+        ("kvm_intel", {}, "unknown"),
+    ],
+)
+def test_the_vendor_module_tells_the_paging(tmp_path: Path, name: str, parameters: dict[str, str], paging: str) -> None:
+    module_tree(tmp_path, name, **parameters)
+    module_tree(tmp_path, "kvm", tdp_mmu="Y")
+    module = kvm_module(str(tmp_path))
+    assert (module.name, module.paging, module.common) == (name, paging, {"tdp_mmu": "Y"})
+
+
+def test_no_module_at_all(tmp_path: Path) -> None:
+    assert (kvm_module(str(tmp_path)).name, kvm_module(str(tmp_path)).paging) == ("unknown", "unknown")
+    assert [row.possible for row in switchable(kvm_module(str(tmp_path)), "/nonexistent")] == [False]
+
+
+@pytest.mark.parametrize(
+    ("listed", "word"),
+    [("", "built into"), ("kvm_intel 1 2 - Live 0x0\n", "in use"), ("kvm_intel 1 0 - Live 0x0\n", "modprobe")],
+)
+def test_what_stands_in_the_way_of_a_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, word: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    module_tree(tmp_path, "kvm_intel", ept="Y", vpid="Y")
+    modules = tmp_path / "modules"
+    modules.write_text(listed)
+    rows = switchable(kvm_module(str(tmp_path)), str(modules))
+    assert [row.parameter for row in rows] == ["ept", "vpid"]
+    assert all(word in row.reason for row in rows)
