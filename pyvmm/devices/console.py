@@ -28,9 +28,11 @@ class Console:
 
     Attributes:
         error: what made the back end stop taking output, or None.
+        on_quit: called, on any thread, when the user asks to end the run; the machine sets it.
     """
 
     error: OSError | None = None
+    on_quit: Callable[[], object]
 
     def write(self, data: bytes) -> None:
         """Take output from the guest; never raises for an output that has gone away."""

@@ -63,4 +63,5 @@ class Pc:
         if self._started:
             return
         self._started = True
+        self.console.on_quit = lambda: self._machine.stop("by the console's user")
         self.console.start(lambda data: self._machine.post(lambda: self.serial.receive(data)))
