@@ -55,10 +55,10 @@ class Cmos(ByteDevice):
         Register("INDEX", 0, 1, "w", Field("CELL", 6, 0), Field("NMI_OFF", 7)), Register("DATA", 1, 1, "rw")
     )
 
-    def __init__(self, ram_size: int, low_limit: int = 3 << 30, clock: Callable[[], float] = time.time) -> None:
-        """Describe `ram_size` bytes, those beyond `low_limit` at 4 GiB; `clock` gives seconds since 1970, UTC."""
+    def __init__(self, low_ram: int, high_ram: int = 0, clock: Callable[[], float] = time.time) -> None:
+        """Describe `low_ram` bytes below and `high_ram` above 4 GiB; `clock` gives seconds since 1970, UTC."""
         self._clock = clock
-        self._ram = (min(ram_size, low_limit), max(ram_size - low_limit, 0))
+        self._ram = (low_ram, high_ram)
         self._offset = 0  # seconds that the guest's clock is ahead of the host's
         self._power_on()
 

@@ -152,14 +152,18 @@ class Uart(Device):
         self._update()
         return value
 
-    def _read_lsr(self) -> int:
+    def _lsr(self) -> int:
         value = _TX_EMPTY | (_OE if self._overrun else 0)
         if self._fifo:
-            top = self._fifo[0]
-            value |= _DR | top >> 8
+            value |= _DR | self._fifo[0] >> 8
             if self._fifo_on and any(char >> 8 for char in self._fifo):
                 value |= LSR["ERFIFO"]
-            self._fifo[0] = top & 0xFF
+        return value
+
+    def _read_lsr(self) -> int:
+        value = self._lsr()
+        if self._fifo:
+            self._fifo[0] &= 0xFF
         self._overrun = False
         self._update()
         return value
@@ -310,7 +314,6 @@ class Uart(Device):
 
     def dump(self) -> str:
         """Return all readable registers in words, one a line, without the side effects of reading them."""
-        lsr = _TX_EMPTY | (_OE if self._overrun else 0) | (_DR | self._fifo[0] >> 8 if self._fifo else 0)
         return REGISTERS.dump(
             {
                 "IER": self._ier,
@@ -319,7 +322,7 @@ class Uart(Device):
                 "DLM": self._divisor >> 8,
                 "LCR": self._lcr,
                 "MCR": self._mcr,
-                "LSR": lsr,
+                "LSR": self._lsr(),
                 "MSR": self._modem_inputs() | self._deltas,
                 "SCR": self._scr,
             }

@@ -2,6 +2,5 @@
 
 from pyvmm.machine.machine import IRQCHIPS, Machine
 from pyvmm.machine.result import EndReason, Result
-from pyvmm.machine.statistics import ExitCount, Statistics
 
-__all__ = ["IRQCHIPS", "EndReason", "ExitCount", "Machine", "Result", "Statistics"]
+__all__ = ["IRQCHIPS", "EndReason", "Machine", "Result"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.engine import exits
@@ -27,7 +26,7 @@ def report_failure(machine: Machine, reason: EndReason, detail: str, vcpu: int, 
     except PyvmmError:
         state = None
     module = kvm_module()
-    info: dict[str, Any] = {"kind": exit_.kind, **asdict(exit_)}
+    info: dict[str, Any] = {"kind": exit_.kind, **exit_.fields()}
     return FailureReport(
         FailureInputs(
             reason=str(reason).replace("-", " "),

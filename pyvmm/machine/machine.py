@@ -17,7 +17,6 @@ from pyvmm.engine.direct import DirectEngine
 from pyvmm.engine.dispatch import Dispatcher
 from pyvmm.engine.state import CpuState
 from pyvmm.errors import HostError, UsageError
-from pyvmm.machine import statistics
 from pyvmm.machine.control import Control
 from pyvmm.machine.cpuid import vcpu_cpuid
 from pyvmm.machine.failure import report_failure
@@ -32,6 +31,7 @@ from pyvmm.memory import GuestMemory, SlotTable, parse_size
 from pyvmm.pykvm import Cap, System, Vcpu
 
 if TYPE_CHECKING:
+    from pyvmm.machine.statistics import Statistics
     from pyvmm.paging.result import Walk
     from pyvmm.paging.state import Access
 
@@ -262,7 +262,7 @@ class Machine:
             raise UsageError(f"{self.result}: a crashed guest cannot be run on; make a new machine")
         control = self._control
         control.begin()
-        before = statistics.count_exits(self.engines)
+        before = self._exits()
         signals = DeferredSignals(lambda name: control.stop(EndReason.USER, name))
         watchdog = Watchdog(control, timeout, detect_halt=self.kernel_irqchip)
         condition = None if until is None else lambda: until(self)
@@ -281,7 +281,7 @@ class Machine:
         assert control.end is not None
         reason, detail, vcpu, value = control.end
         seconds = time.monotonic() - began
-        exits = statistics.count_exits(self.engines) - before
+        exits = self._exits() - before
         report = None if threads.crash is None else report_failure(self, reason, detail, vcpu, threads.crash)
         self.result = Result(reason, detail, vcpu, value, seconds, exits, report)
         signals.deliver()
@@ -295,9 +295,14 @@ class Machine:
         """Have `work` called on a vCPU's thread between two exits: how other threads reach devices."""
         self._control.post(work)
 
-    def statistics(self) -> statistics.Statistics:
+    def statistics(self) -> Statistics:
         """Add up what was counted since the machine was made; not while it runs."""
-        return statistics.take(self.engines, self.kvm, self.vcpus)
+        from pyvmm.machine.statistics import take
+
+        return take(self.engines, self.kvm, self.vcpus)
+
+    def _exits(self) -> int:
+        return sum(engine.dispatcher.exits for engine in self.engines)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

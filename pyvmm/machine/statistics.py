@@ -72,13 +72,6 @@ class Statistics:
         }
 
 
-def count_exits(engines: Sequence[Engine]) -> int:
-    """Count the exits of all vCPUs so far, kicks left out."""
-    return sum(
-        cell.count for engine in engines for cell in engine.dispatcher.cells.values() if cell.kind != "interrupted"
-    )
-
-
 def take(engines: Sequence[Engine], vm: Vm, vcpus: Sequence[Vcpu]) -> Statistics:
     """Add up the cells of all vCPUs and read KVM's counters."""
     sums: dict[tuple[str, int, int, str], list[float]] = {}

@@ -107,7 +107,7 @@ class VcpuThreads:
         """End the run for an exit that devices could not serve; tell whether the vCPU crashed."""
         stop, index = self._control.stop, engine.index
         match left:
-            case exits.DeviceAction(action):
+            case exits.DeviceAction(action=action):
                 match action:
                     case PowerOff():
                         stop(EndReason.POWER_OFF, vcpu=index)

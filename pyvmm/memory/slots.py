@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +12,15 @@ from pyvmm.memory.region import PAGE_SIZE, Region
 from pyvmm.pykvm import MemFlag, Vm
 
 
-@dataclass(slots=True)
 class Slot:
     """One registered memory slot (KVM API, KVM_SET_USER_MEMORY_REGION)."""
 
-    number: int
-    region: Region
-    flags: int = 0
+    __slots__ = ("flags", "number", "region")
+
+    def __init__(self, number: int, region: Region, flags: int = 0) -> None:
+        self.number = number
+        self.region = region
+        self.flags = flags
 
     @property
     def pages(self) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 _SYS_MODULE = "/sys/module"
 _VENDORS = {"kvm_intel": "ept", "kvm_amd": "npt", "kvm_pvm": None}
 """Vendor modules, and their parameter for two-dimensional paging; `kvm_pvm` has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class KvmModule:
+class KvmModule(NamedTuple):
     """The vendor module of the running kernel.
 
     Attributes:
@@ -23,8 +22,8 @@ class KvmModule:
 
     name: str
     paging: str
-    parameters: dict[str, str] = field(default_factory=dict)
-    common: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, str]
+    common: dict[str, str]
 
 
 def kvm_module(root: str = _SYS_MODULE) -> KvmModule:
