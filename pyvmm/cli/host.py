@@ -47,7 +47,7 @@ def _lines(host: dict[str, Any]) -> list[str]:
         lines += ["", "Capabilities"]
         for cap, purpose in CAPABILITIES.items():
             value = kvm["capabilities"][cap.name]
-            lines.append(f"  {value or 'no':>6}  {cap.name:28} {purpose}")
+            lines.append(f"  {value or 'no':>8}  {cap.name:28} {purpose}")
     lines += ["", "Parts of the lab"]
     for name, part in host["lab"].items():
         lines.append(f"  {'found  ' if part['path'] else 'missing'} {name:20} {part['for']}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,11 +40,12 @@ class Switchable:
         return asdict(self)
 
 
-def switchable(module: KvmModule, modules_file: str = "/proc/modules") -> list[Switchable]:
+def switchable(module: KvmModule, modules_file: str = "/proc/modules", sysfs: str = "/sys/module") -> list[Switchable]:
     """List the settings of the loaded vendor module and of `kvm`, with what a switch would take.
 
     Args:
         modules_file: the kernel's list of loaded modules; one that is in sysfs but not there is built in.
+        sysfs: where the modules' parameters are; one that is writable there needs no reload.
     """
     users = _users(modules_file)
     rows = []
@@ -51,8 +53,13 @@ def switchable(module: KvmModule, modules_file: str = "/proc/modules") -> list[S
         obstacle = _obstacle(name, users)
         for parameter in _MEMORY_PARAMETERS.get(name, ()):
             if parameter in parameters:
-                how = f"modprobe -r {name} && modprobe {name} {parameter}=..." if obstacle is None else obstacle
-                rows.append(Switchable(name, parameter, parameters[parameter], obstacle is None, how))
+                path = f"{sysfs}/{name}/parameters/{parameter}"
+                if _writable(path):
+                    possible, how = os.geteuid() == 0, f"as root, echo VALUE > {path}; for VMs created from then on"
+                else:
+                    possible = obstacle is None
+                    how = obstacle or f"modprobe -r {name} && modprobe {name} {parameter}=VALUE"
+                rows.append(Switchable(name, parameter, parameters[parameter], possible, how))
     if not any(row.parameter in ("ept", "npt") for row in rows):
         reason = (
             "this KVM has no two-dimensional paging: its shadow MMU is all there is"
@@ -77,6 +84,14 @@ def _obstacle(name: str, users: dict[str, int]) -> str | None:
     if shutil.which("modprobe") is None:
         return "modprobe is missing (Debian: kmod)"
     return None
+
+
+def _writable(path: str) -> bool:
+    """Tell whether the kernel takes a new value at run time: the file's own mode says so, whoever asks."""
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IWUSR)
+    except OSError:
+        return False
 
 
 def _users(path: str) -> dict[str, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.cli.main import main
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.kvm
@@ -140,18 +141,29 @@ BAD: list[tuple[list[str], str]] = [
 ]
 
 
+@pytest.mark.usefixtures("no_leaks")
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(case[0])[:50] for case in BAD])
-def test_bad_usage_is_one_line_and_status_2(guests: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_bad_usage_is_one_line_and_status_2(
+    guests: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "truncated.elf").write_bytes((guests / "hello-elf64.elf").read_bytes()[:100])
     with open(tmp_path / "large", "wb") as file:
         file.truncate(64 << 20)
-    done = pyvmm(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert words.replace("{tmp}", str(tmp_path)) in done.stderr
-    assert done.stderr.startswith("pyvmm")
+    try:
+        status: object = main([argument.replace("{tmp}", str(tmp_path)) for argument in arguments])
+    except SystemExit as error:
+        status = error.code
+    said, errors = capfd.readouterr()
+    assert (status, said) == (2, "")
+    assert errors.count("\n") == 1, errors
+    assert words.replace("{tmp}", str(tmp_path)) in errors
+    assert errors.startswith("pyvmm")
+
+
+def test_bad_usage_from_the_shell(tmp_path: Path) -> None:
+    done = pyvmm("boot", tmp_path / "missing")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_no_permission_says_what_to_do(guests: Path, tmp_path: Path) -> None:

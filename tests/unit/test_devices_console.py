@@ -552,15 +552,30 @@ def test_close_delivers_what_is_left(sock: SocketConsole) -> None:
     sock.start(Inbox())
     with connect(sock) as client:
         until(lambda: sock.connected)
-        data = os.urandom(50_000)
-        sock.write(data)
-        reader = threading.Thread(target=sock.close)
-        reader.start()
+        data = b""
+        while not sock._unsent:  # until the kernel holds all it can
+            sock.write(chunk := os.urandom(30_000))
+            data += chunk
+        closer = threading.Thread(target=sock.close)
+        closer.start()
         assert receive(client, len(data)) == data
         assert client.recv(1) == b""
-        reader.join()
+        closer.join()
     sock.write(b"after close")
     sock.close()
+
+
+def test_close_gives_up_on_a_client_that_does_not_read(sock: SocketConsole, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyvmm.devices.console_socket._LAST_SECONDS", 0.05)
+    sock.start(Inbox())
+    with connect(sock):
+        until(lambda: sock.connected)
+        writer = feed(sock, bytes(2_000_000), 5000)
+        time.sleep(0.03)
+        assert writer.is_alive()
+        sock.close()
+        writer.join(LONG)
+        assert not writer.is_alive()
 
 
 def test_dead_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:

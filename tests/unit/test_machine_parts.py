@@ -24,7 +24,9 @@ from pyvmm.pykvm.module import kvm_module
 def test_every_end_has_words_and_a_status(reason: EndReason) -> None:
     result = Result(reason, "why", value=3 if reason is EndReason.DEBUG_EXIT else None)
     assert "(why)" in str(result) and "\n" not in str(result)
-    expected = 7 if reason is EndReason.DEBUG_EXIT else 1 if reason in CRASHES else 124 if reason is EndReason.TIMEOUT else 0
+    expected = (
+        7 if reason is EndReason.DEBUG_EXIT else 1 if reason in CRASHES else 124 if reason is EndReason.TIMEOUT else 0
+    )
     assert result.status == expected
     assert result.to_dict()["crashed"] is (reason in CRASHES)
 
@@ -138,7 +140,7 @@ def test_the_vendor_module_tells_the_paging(tmp_path: Path, name: str, parameter
 
 def test_no_module_at_all(tmp_path: Path) -> None:
     assert (kvm_module(str(tmp_path)).name, kvm_module(str(tmp_path)).paging) == ("unknown", "unknown")
-    assert [row.possible for row in switchable(kvm_module(str(tmp_path)), "/nonexistent")] == [False]
+    assert [row.possible for row in switchable(kvm_module(str(tmp_path)), "/nonexistent", "/nonexistent")] == [False]
 
 
 @pytest.mark.parametrize(
@@ -149,9 +151,15 @@ def test_what_stands_in_the_way_of_a_switch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, word: str
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("shutil.which", lambda name: f"/sbin/{name}")
     module_tree(tmp_path, "kvm_intel", ept="Y", vpid="Y")
+    module_tree(tmp_path, "kvm", nx_huge_pages="Y")
+    for parameter in ("ept", "vpid"):
+        (tmp_path / "kvm_intel" / "parameters" / parameter).chmod(0o444)
     modules = tmp_path / "modules"
     modules.write_text(listed)
-    rows = switchable(kvm_module(str(tmp_path)), str(modules))
+    *rows, writable = switchable(kvm_module(str(tmp_path)), str(modules), str(tmp_path))
     assert [row.parameter for row in rows] == ["ept", "vpid"]
     assert all(word in row.reason for row in rows)
+    assert all(row.possible == (word == "modprobe") for row in rows)
+    assert writable.possible and "echo" in writable.reason
