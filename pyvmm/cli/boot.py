@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     stats = None if options.stats is None else write_json(options.stats)
     console = parse_console(options.console)
     try:
+        if options.console == "pty":
+            _say(f"pyvmm: the console is {getattr(console, 'path', '?')}")
         with Machine(
             options.mem,
             options.cpus,

@@ -199,8 +199,10 @@ class Machine:
 
         Raises:
             ImageError: the image is damaged, of an unknown kind, or does not fit.
-            UsageError: an option does not fit the image.
+            UsageError: an option does not fit the image, or one is loaded already.
         """
+        if self.image is not None:
+            raise UsageError("an image is loaded already: make a new machine for another one")
         self.image = load(image, self.memory, BootOptions(cpus=self.cpus, **options))
         self.engines[0].set_state(self.image.state)
         return self.image

@@ -78,17 +78,18 @@ class VcpuThreads:
             if engine.index == 0:
                 with self._lock:
                     control.work()
-            budget = 1 if self._stepwise else self._left
-            if self._left is not None and self._left <= 0:
+            budget = self._claim()
+            if budget == 0:
                 control.stop(EndReason.MAX_EXITS, vcpu=engine.index)
                 break
             left = engine.run(budget)
+            if self._left is not None:
+                with self._lock:
+                    self._left += engine.unspent
             if isinstance(left, exits.Interrupted):
                 control.answer_idle(engine.index)
             elif not isinstance(left, exits.BudgetSpent):
                 crashed = self._end(engine, left)
-            if budget is not None:
-                self._spend(engine, budget - engine.unspent)
             if self._until is not None and not control.stopping:
                 with self._lock:
                     if self._until():
@@ -96,12 +97,14 @@ class VcpuThreads:
         if not crashed:
             engine.settle()
 
-    def _spend(self, engine: DirectEngine, taken: int) -> None:
-        if self._left is not None:
-            with self._lock:
-                self._left -= taken
-                if self._left <= 0:
-                    self._control.stop(EndReason.MAX_EXITS, vcpu=engine.index)
+    def _claim(self) -> int | None:
+        """Take exits out of what is left: the limit holds for all vCPUs together. None means no limit."""
+        if self._left is None:
+            return 1 if self._stepwise else None
+        with self._lock:
+            claim = min(self._left, 1) if self._stepwise else self._left
+            self._left -= claim
+        return claim
 
     def _end(self, engine: DirectEngine, left: exits.Exit) -> bool:
         """End the run for an exit that devices could not serve; tell whether the vCPU crashed."""

@@ -68,6 +68,45 @@ def test_max_exits_is_exact_and_the_guest_can_go_on() -> None:
         assert probe.written == [(0, 1, n & 0xFF) for n in range(305)]
 
 
+def test_max_exits_holds_for_all_vcpus_together(guests: Path) -> None:
+    with Machine("16M", 2) as vm:
+        vm.load(str(guests / "smp.elf"))
+        for limit in (1, 2, 7, 20):
+            assert vm.run(max_exits=limit, timeout=20).exits <= limit
+        assert vm.run(timeout=20).reason is EndReason.POWER_OFF
+
+
+def test_until_sees_the_exits_of_all_vcpus(guests: Path) -> None:
+    with Machine("16M", 3) as vm:
+        vm.load(str(guests / "smp.elf"))
+        assert vm.run(until=lambda vm: "online" in vm.console.text, timeout=20).reason is EndReason.UNTIL  # type: ignore[attr-defined]
+        assert vm.run(timeout=20).reason is EndReason.POWER_OFF
+
+
+def test_halt_with_vcpus_that_wait(guests: Path) -> None:
+    with Machine("1M", 3) as vm:
+        vm.load(str(guests / "halt.bin"))
+        assert vm.run(timeout=20).reason is EndReason.HALT
+
+
+def test_a_machine_holds_one_image(guests: Path) -> None:
+    with Machine("1M") as vm:
+        vm.load(str(guests / "halt.bin"))
+        with pytest.raises(UsageError, match="already"):
+            vm.load(str(guests / "halt.bin"))
+
+
+def test_devices_come_and_go_between_runs() -> None:
+    with machine(OUT_LOOP) as vm:
+        vm.run(max_exits=3)
+        probe = Probe()
+        mapping = vm.attach(probe, pio=0x10)
+        vm.run(max_exits=4)
+        vm.detach(mapping)
+        vm.run(max_exits=5)
+        assert len(probe.written) == 4
+
+
 def test_until_is_asked_after_each_exit() -> None:
     with machine(OUT_LOOP) as vm:
         probe = Probe()
