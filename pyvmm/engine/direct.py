@@ -23,6 +23,7 @@ from pyvmm.engine.dispatch import Cell, Dispatcher, full
 from pyvmm.engine.registers import read_state, write_state
 from pyvmm.engine.state import RFLAGS_IF, CpuState
 from pyvmm.pykvm import ExitReason, KvmError, MpState, Vcpu
+from pyvmm.pykvm.errors import from_handler
 from pyvmm.pykvm.ioctls import Ioctl
 from pyvmm.pykvm.run_area import (
     BYTE_MMIO_DATA,
@@ -37,7 +38,7 @@ KICK_SIGNAL = int(signal.SIGRTMIN) + 5
 """Blocked in the vCPU's thread, let through by KVM_RUN alone (KVM_SET_SIGNAL_MASK): no handler, and no kick is lost."""
 
 RECENT = 16
-"""How many exits a vCPU remembers for the failure report."""
+"""How many exits a vCPU remembers for the failure report; the same access over and over counts as one."""
 
 _RUN = int(Ioctl.RUN)
 _IO = int(ExitReason.IO)
@@ -62,7 +63,8 @@ class DirectEngine:
         self.run_seconds = 0.0
         self.unspent = 0
         self._pio: dict[int, _Operation] = {}
-        self._mmio: dict[tuple[int, int], _Operation] = {}
+        # By address, then by length and direction: two look-ups are cheaper than one by a tuple that has to be made first.
+        self._mmio: dict[int, dict[int, _Operation]] = {}
         self._recent: deque[_Operation | exits.Exit] = deque(maxlen=RECENT)
         self._thread: int | None = None
         self._guard = threading.RLock()  # a signal handler may kick while its thread kicks
@@ -73,30 +75,37 @@ class DirectEngine:
         vcpu = self.vcpu
         fd, words, quads = vcpu.fd, vcpu.words, vcpu.quads
         pio, mmio = self._pio.get, self._mmio.get
-        enter, request, clock, io = ioctl, _RUN, perf_counter, _IO
+        enter, request, clock = ioctl, _RUN, perf_counter  # locals: a global costs a dictionary's version check
+        io, memory, reason_at, access_at, meta_at = _IO, _MMIO, WORD_EXIT_REASON, _QUAD_ACCESS, _QUAD_MMIO_META
         remember = self._recent.append
         interrupted = 0
         operation: _Operation | None = None
+        last: _Operation | None = None
         turns = repeat(None) if budget is None else repeat(None, budget)
         began = clock()
         try:
             for _ in turns:
+                operation = None
                 try:
                     enter(fd, request)
                 except OSError as error:
                     interrupted = 1
                     return self._not_entered(error)
                 left = clock()
-                reason = words[WORD_EXIT_REASON]
+                reason = words[reason_at]
                 if reason == io:
-                    operation = pio(quads[_QUAD_ACCESS])
-                elif reason == _MMIO:
-                    operation = mmio((quads[_QUAD_ACCESS], quads[_QUAD_MMIO_META]))
+                    operation = pio(quads[access_at])
+                elif reason == memory:
+                    accesses = mmio(quads[access_at])
+                    if accesses is not None:
+                        operation = accesses.get(quads[meta_at])
                 else:
                     return self._leave(reason)
                 if operation is None:
                     operation = self._bind_port() if reason == io else self._bind_memory()
-                remember(operation)
+                if operation is not last:
+                    last = operation
+                    remember(operation)
                 is_write, method, offset, size, cell, data = operation
                 if is_write:
                     action = method(offset, size, data[0])
@@ -146,7 +155,8 @@ class DirectEngine:
         data = vcpu.run_view[BYTE_MMIO_DATA : BYTE_MMIO_DATA + size].cast(_FORMATS[size])
         if full(self._mmio):
             self._mmio.clear()
-        operation = self._mmio[gpa, meta] = (*binding, data)
+        operation = (*binding, data)
+        self._mmio.setdefault(gpa, {})[meta] = operation
         return operation
 
     def _leave(self, reason: int) -> exits.Exit:
@@ -179,6 +189,8 @@ class DirectEngine:
 
     def _not_entered(self, error: OSError) -> exits.Exit:
         """Sort out why KVM_RUN returned an error: a kick, a signal, a vCPU that waits for SIPI, or a real failure."""
+        if from_handler(error):
+            raise error
         if error.errno not in (errno.EINTR, errno.EAGAIN):
             raise KvmError("KVM_RUN", error.errno or 0) from None
         self.vcpu.immediate_exit = False
@@ -254,10 +266,11 @@ class DirectEngine:
 
     def close(self) -> None:
         """Release the vCPU."""
-        for _, _, _, _, _, data in (*self._pio.values(), *self._mmio.values()):
-            data.release()
-        self._pio.clear()
-        self._mmio.clear()
+        # A traceback may keep bindings alive; their views of kvm_run must not keep it mapped.
+        for operation in (*self._pio.values(), *(one for table in self._mmio.values() for one in table.values())):
+            operation[-1].release()
+        self.forget_bindings()
+        self._recent.clear()
         self.vcpu.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import tempfile
@@ -48,27 +49,60 @@ class ExitCost:
         return statistics.median(ours / floor for ours, floor in zip(self.pyvmm_us, self.floor_us, strict=True))
 
 
-def measure_exits(rounds: int = 9, exits: int = 20_000) -> list[ExitCost]:
-    """Measure PIO and MMIO exits, C and pyvmm in turn, `exits` exits a round.
+def measure_exits(rounds: int = 15, exits: int = 20_000) -> list[ExitCost]:
+    """Measure PIO and MMIO exits, C and pyvmm in turn and on the same CPU, `exits` exits a round.
 
     Raises:
         HostError: no KVM, or no C compiler.
     """
     costs = []
+    cpus = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory(prefix="pyvmm-bench-") as folder:
         program = compile_c("exit_floor", folder)
-        for kind in KINDS:
-            floor, ours = [], []
-            with _machine(kind) as vm:
-                vm.run(max_exits=_WARM_UP)
-                for _ in range(rounds):
-                    floor.append(_run_floor(program, kind, exits) / exits * 1e6)
-                    result = vm.run(max_exits=exits)
-                    if result.reason is not EndReason.MAX_EXITS:
-                        raise HostError(f"the measuring guest ended early: {result}")
-                    ours.append(result.seconds / exits * 1e6)
-            costs.append(ExitCost(kind, tuple(floor), tuple(ours)))
+        os.sched_setaffinity(0, {max(cpus)})  # two CPUs of a busy host may differ by more than what is measured
+        try:
+            for kind in KINDS:
+                with _machine(kind) as vm, _Floor(program, kind, exits) as floor:
+                    vm.run(max_exits=_WARM_UP)
+                    pairs = [(floor.take(), _take(vm, exits)) for _ in range(rounds)]
+                costs.append(
+                    ExitCost(kind, *(tuple(time / exits * 1e6 for time in times) for times in zip(*pairs, strict=True)))
+                )
+        finally:
+            os.sched_setaffinity(0, cpus)
     return costs
+
+
+def _take(vm: Machine, exits: int) -> float:
+    result = vm.run(max_exits=exits)
+    if result.reason is not EndReason.MAX_EXITS:
+        raise HostError(f"the measuring guest ended early: {result}")
+    return result.seconds
+
+
+class _Floor:
+    """The C program, which takes a batch of exits whenever it is told to."""
+
+    def __init__(self, program: str, kind: str, exits: int) -> None:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([program, kind, str(exits)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    def take(self) -> float:
+        """Return the seconds that a batch took."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+            return float(self._process.stdout.readline())
+        except (BrokenPipeError, ValueError):
+            _, errors = self._process.communicate()
+            raise HostError(f"the C loop failed: {errors.strip() or 'no message'}") from None
+
+    def __enter__(self) -> _Floor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
 
 
 def _machine(kind: str) -> Machine:
@@ -82,10 +116,3 @@ def _machine(kind: str) -> Machine:
         state.ds.base = _GPA
         vm.set_state(state)
     return vm
-
-
-def _run_floor(program: str, kind: str, exits: int) -> float:
-    done = subprocess.run([program, kind, str(exits)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise HostError(f"the C loop failed: {done.stderr.strip() or f'status {done.returncode}'}")
-    return float(done.stdout)

@@ -13,7 +13,7 @@ from pyvmm.machine.control import Control
 from pyvmm.machine.result import EndReason
 
 _FIRST_LOOK = 0.005
-_LONGEST_LOOK = 0.25
+_LONGEST_LOOK = 0.1
 
 
 class Watchdog:
@@ -56,9 +56,14 @@ class Watchdog:
             if not self._detect_halt:
                 continue
             before, used = used, self._cpu_times()
-            if not used or used != before:
+            if not used or len(before) != len(used):
+                continue  # vCPU threads are still starting, or ending
+            spent = _most(used, before)
+            if spent > 0:
+                # Each look costs the guest a little, so look rarely at one that is busy, soon again at one that may have halted.
+                look = min(look * 2, _LONGEST_LOOK) if spent > look / 2 else _FIRST_LOOK
                 continue
-            if asked is not None and max(now - then for now, then in zip(used, asked, strict=True)) < _FIRST_LOOK / 2:
+            if asked is not None and _most(used, asked) < _FIRST_LOOK / 2:
                 # All that ran since the last question was the answer to it: an idle guest that a timer will wake.
                 look = min(look * 2, _LONGEST_LOOK)
             else:
@@ -71,3 +76,8 @@ class Watchdog:
             return [time.clock_gettime(clock) for clock in self._clocks]
         except OSError:
             return []  # a vCPU thread has just ended: the run is over
+
+
+def _most(now: list[float], then: list[float]) -> float:
+    """Return the CPU time of the vCPU that used most between two readings."""
+    return max((after - before for after, before in zip(now, then, strict=True)), default=0.0)

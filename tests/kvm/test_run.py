@@ -253,15 +253,14 @@ def test_a_wrong_action_is_refused() -> None:
             vm.run(timeout=10)
 
 
-def test_an_exception_on_another_vcpu_surfaces(guests: Path) -> None:
+def test_an_exception_on_another_vcpu_surfaces() -> None:
     class Trap(Device):
         def write(self, offset: int, size: int, value: int) -> None:
             if threading.current_thread() is not threading.main_thread():
                 raise RuntimeError("from a vCPU thread")
 
-    # smp.elf's CPUs write to the debug console of nobody: let the second one do it by code of ours instead
-    with Machine("16M", 2) as vm:
-        vm.load(str(guests / "smp.elf"))
+    with Machine("1M", 2) as vm:
+        vm.load(SPIN, format="flat", mode="real")
         vm.attach(Trap(), mmio=0xD0000000, size=4096)
         state = CpuState.real(0, 0x1000)
         state.ds.base = 0xD0000000
@@ -332,6 +331,20 @@ def test_a_programs_own_handler_is_called_after_the_run() -> None:
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+def test_an_os_error_from_a_signal_handler_is_not_kvms() -> None:
+    def expire(number: int, frame: object) -> None:
+        raise TimeoutError("the program's own alarm")
+
+    former = signal.signal(signal.SIGALRM, expire)
+    try:
+        with machine(SPIN) as vm:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(TimeoutError, match="own alarm"):
+                vm.run(timeout=20)
+    finally:
+        signal.signal(signal.SIGALRM, former)
 
 
 def test_console_input_reaches_the_guest(guests: Path) -> None:
