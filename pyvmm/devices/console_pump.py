@@ -30,7 +30,8 @@ class Pump:
     def _run(self) -> None:
         import select
 
-        while interest := self._interest():
+        # `close` sets its flag before it wakes: whoever takes that wake-up sees the flag here, before the next wait.
+        while not self._closing and (interest := self._interest()):
             poll = select.poll()
             poll.register(self._wake_fd, select.POLLIN)
             for fd, events in interest.items():

@@ -148,13 +148,17 @@ class SocketConsole(Console):
             self._changed.notify_all()
         if self._pump is not None:
             self._pump.close()
-        if self._client is not None:
+        with self._changed:
+            client, self._client = self._client, None
+            rest = bytes(self._unsent)
+            self._unsent.clear()
+        if client is not None:
             try:
-                self._client.settimeout(_LAST_SECONDS)
-                self._client.sendall(self._unsent)
+                client.settimeout(_LAST_SECONDS)
+                client.sendall(rest)
             except OSError:
                 pass  # it went away, or would not read
-            self._client.close()
+            client.close()
         self._listener.close()
         if _identity(self.path) == self._identity:
             os.unlink(self.path)

@@ -30,9 +30,11 @@ from pyvmm.devices import (
     parse_console,
 )
 from pyvmm.devices.console import write_all
+from pyvmm.devices.console_pump import Pump
 from pyvmm.errors import UsageError
 
 LONG = 10.0
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +101,32 @@ def feed(console: Console, data: bytes, step: int) -> threading.Thread:
 
 def silent(fd: int, seconds: float = 0.05) -> bool:
     return not select.select([fd], [], [], seconds)[0]
+
+
+# The thread
+
+
+def test_pump_ends_though_another_wake_up_swallows_that_of_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is told to close between the moment it wakes for something else and the moment it takes the wake-up."""
+    read, write = os.pipe()
+    pump = Pump("console-test", lambda: {read: select.POLLIN}, lambda fd, events: None)
+    closer = threading.Thread(target=pump.close, daemon=True)
+    take = os.eventfd_read
+
+    def take_late(fd: int) -> int:
+        closer.start()
+        until(lambda: pump._closing)
+        time.sleep(0.02)
+        return take(fd)
+
+    monkeypatch.setattr(os, "eventfd_read", take_late)
+    pump.wake()
+    until(lambda: pump._closing)
+    closer.join(LONG / 5)
+    assert not closer.is_alive()
+    pump.close()
+    os.close(read)
+    os.close(write)
 
 
 # In memory

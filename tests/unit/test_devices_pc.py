@@ -356,6 +356,20 @@ def test_nonsense_in_the_clock_is_survived(writes: list[tuple[int, int]]) -> Non
         assert all(0 <= cell(device, c) <= 0xFF for c in range(128))
 
 
+def test_held_clock_shows_the_time_it_was_held_at() -> None:
+    wall = Wall(2026, 11, 20, 23, 45, 59)
+    device = Cmos(64 * MIB, clock=wall)
+    put(device, 0x0B, 0x82)
+    wall.now += 100
+    assert [cell(device, c) for c in CLOCK] == [0x20, 0x26, 0x11, 0x20, 0x23, 0x45, 0x59]
+    put(device, 0x0D, 0x00)
+    assert cell(device, 0x0D) == 0x80
+    device.reset()
+    assert cell(device, 0x0B) == 0x02
+    wall.now += 1
+    assert [cell(device, c) for c in CLOCK] == [0x20, 0x26, 0x11, 0x20, 0x23, 0x46, 0x00]
+
+
 def test_clock_runs_when_it_is_set_a_byte_at_a_time() -> None:
     device = Cmos(64 * MIB, clock=Wall(2026, 11, 20, 23, 45, 59))
     put(device, 0x04, 0x05)
@@ -569,13 +583,26 @@ def test_pci_and_the_reset_register_share_a_window() -> None:
 
 def test_pci_can_be_given_a_device() -> None:
     class Bridge(PciConfigPorts):
+        written: tuple[int, ...] = ()
+
+        def config_write(self, address: int, offset: int, size: int, value: int) -> None:
+            self.written = (address, offset, size, value)
+
         def config_read(self, address: int, offset: int, size: int) -> int:
             return (0x12378086 if address == 0x80000000 else 0xFFFFFFFF) >> 8 * offset & (1 << 8 * size) - 1
 
     device = Bridge()
+    device.write(0, 4, 0x00000000)
     assert device.read(4, 4) == 0xFFFFFFFF  # not enabled
+    device.write(4, 4, 1)
+    assert not device.written
     device.write(0, 4, 0x80000000)
     assert (device.read(4, 2), device.read(6, 2)) == (0x8086, 0x1237)
+    device.write(6, 2, 0x1234)
+    assert device.written == (0x80000000, 2, 2, 0x1234)
+    device.write(1, 1, 0x02)
+    device.reset()
+    assert (device.read(0, 4), device.read(1, 1)) == (0, 0)
 
 
 # Firmware configuration
@@ -658,10 +685,15 @@ def test_power_button_raises_the_sci_until_it_is_acknowledged() -> None:
     device.write(1, 1, 0x01)
     assert line.levels == [True, False]
     assert device.read(0, 4) == 0x01000000
-    other = AcpiPm(Line())
+    spare = Line()
+    other = AcpiPm(spare)
     device.press()
+    assert line.level
     other.from_state(device.state())
-    assert other.irq.levels == [True]  # type: ignore[attr-defined]
+    assert spare.levels == [True]
+    device.reset()
+    assert not line.level
+    assert device.read(0, 8) == 0
 
 
 @pytest.mark.parametrize(("bits", "mask"), [(24, 0xFFFFFF), (32, 0xFFFFFFFF)])
