@@ -10,29 +10,22 @@ import errno
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import ioctl
-from itertools import repeat
+from itertools import islice, repeat
 from operator import length_hint
 from time import perf_counter
-from typing import Any, Literal
 
 from pyvmm.engine import exits
-from pyvmm.engine.dispatch import Cell, Dispatcher, full
+from pyvmm.engine.bindings import QUAD_ACCESS, QUAD_MMIO_META, SAMPLE_PERIOD, Bindings, Operation
+from pyvmm.engine.dispatch import Dispatcher
 from pyvmm.engine.registers import read_state, write_state
 from pyvmm.engine.state import RFLAGS_IF, CpuState
 from pyvmm.pykvm import ExitReason, KvmError, MpState, Vcpu
 from pyvmm.pykvm.errors import from_handler
 from pyvmm.pykvm.ioctls import Ioctl
-from pyvmm.pykvm.run_area import (
-    BYTE_MMIO_DATA,
-    EXIT_OFFSET,
-    QUAD_IO_DATA_OFFSET,
-    QUAD_MMIO_ADDR,
-    WORD_EXIT_REASON,
-    WORD_MMIO_LEN,
-)
+from pyvmm.pykvm.run_area import WORD_EXIT_REASON
 
 KICK_SIGNAL = int(signal.SIGRTMIN) + 5
 """Blocked in the vCPU's thread, let through by KVM_RUN alone (KVM_SET_SIGNAL_MASK): no handler, and no kick is lost."""
@@ -43,14 +36,6 @@ RECENT = 16
 _RUN = int(Ioctl.RUN)
 _IO = int(ExitReason.IO)
 _MMIO = int(ExitReason.MMIO)
-_FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
-_QUAD_ACCESS = EXIT_OFFSET // 8
-"""Index of the 64-bit word that holds direction, size, port and count of a port access; the GPA of an MMIO access."""
-_QUAD_MMIO_META = WORD_MMIO_LEN // 2
-"""Index of the 64-bit word with the length of an MMIO access and its direction."""
-assert _QUAD_ACCESS == QUAD_MMIO_ADDR
-
-_Operation = tuple[bool, Callable[..., Any], int, int, Cell, memoryview]
 
 
 class DirectEngine:
@@ -62,10 +47,8 @@ class DirectEngine:
         self.dispatcher = dispatcher
         self.run_seconds = 0.0
         self.unspent = 0
-        self._pio: dict[int, _Operation] = {}
-        # By address, then by length and direction: two look-ups are cheaper than one by a tuple that has to be made first.
-        self._mmio: dict[int, dict[int, _Operation]] = {}
-        self._recent: deque[_Operation | exits.Exit] = deque(maxlen=RECENT)
+        self._bindings = Bindings(vcpu, dispatcher)
+        self._recent: deque[Operation | exits.Exit] = deque(maxlen=RECENT)
         self._thread: int | None = None
         self._guard = threading.RLock()  # a signal handler may kick while its thread kicks
         self._settling = False
@@ -74,90 +57,57 @@ class DirectEngine:
         """Run until an exit that devices cannot serve, or for `budget` exits; exceptions of devices pass through."""
         vcpu = self.vcpu
         fd, words, quads = vcpu.fd, vcpu.words, vcpu.quads
-        pio, mmio = self._pio.get, self._mmio.get
-        enter, request, clock = ioctl, _RUN, perf_counter  # locals: a global costs a dictionary's version check
-        io, memory, reason_at, access_at, meta_at = _IO, _MMIO, WORD_EXIT_REASON, _QUAD_ACCESS, _QUAD_MMIO_META
+        bindings = self._bindings
+        pio, mmio = bindings.pio.get, bindings.mmio.get
+        enter, request = ioctl, _RUN  # locals: a global costs a look at a dictionary's version
+        io, memory, reason_at, access_at, meta_at = _IO, _MMIO, WORD_EXIT_REASON, QUAD_ACCESS, QUAD_MMIO_META
         remember = self._recent.append
         interrupted = 0
-        operation: _Operation | None = None
-        last: _Operation | None = None
+        operation: Operation | None = None
+        last: Operation | None = None
         turns = repeat(None) if budget is None else repeat(None, budget)
-        began = clock()
+        began = perf_counter()
         try:
-            for _ in turns:
-                operation = None
-                try:
-                    enter(fd, request)
-                except OSError as error:
-                    interrupted = 1
-                    return self._not_entered(error)
-                left = clock()
-                reason = words[reason_at]
-                if reason == io:
-                    operation = pio(quads[access_at])
-                elif reason == memory:
-                    accesses = mmio(quads[access_at])
-                    if accesses is not None:
-                        operation = accesses.get(quads[meta_at])
-                else:
-                    return self._leave(reason)
-                if operation is None:
-                    operation = self._bind_port() if reason == io else self._bind_memory()
-                if operation is not last:
-                    last = operation
-                    remember(operation)
-                is_write, method, offset, size, cell, data = operation
-                if is_write:
-                    action = method(offset, size, data[0])
+            while True:
+                for _ in islice(turns, SAMPLE_PERIOD):
+                    operation = None
+                    try:
+                        enter(fd, request)
+                    except OSError as error:
+                        interrupted = 1
+                        return self._not_entered(error)
+                    reason = words[reason_at]
+                    if reason == io:
+                        operation = pio(quads[access_at])
+                    elif reason == memory:
+                        accesses = mmio(quads[access_at])
+                        if accesses is not None:
+                            operation = accesses.get(quads[meta_at])
+                    else:
+                        return self._leave(reason)
+                    if operation is None:
+                        operation = bindings.port() if reason == io else bindings.memory()
+                    if operation is not last:
+                        last = operation
+                        remember(operation)
+                    is_write, method, offset, size, cell, data = operation
                     cell.count += 1
-                    cell.seconds += clock() - left
-                    if action is not None:
-                        return exits.DeviceAction(action)
-                else:
-                    data[0] = method(offset, size)
-                    cell.count += 1
-                    cell.seconds += clock() - left
-            return exits.BudgetSpent()
+                    if is_write:
+                        action = method(offset, size, data[0])
+                        if action is not None:
+                            return exits.DeviceAction(action)
+                    else:
+                        data[0] = method(offset, size)
+                if budget is not None and not length_hint(turns):
+                    return exits.BudgetSpent()
+                bindings.sample()
         except Exception as error:
             if operation is not None:
                 _annotate(error, operation)
             raise
         finally:
-            self.run_seconds += clock() - began
+            self.run_seconds += perf_counter() - began
             self.unspent = 0 if budget is None else length_hint(turns) + interrupted
-
-    def _bind_port(self) -> _Operation:
-        """Bind the port access in `kvm_run`, and remember it unless it is a string instruction's."""
-        vcpu = self.vcpu
-        key, start = vcpu.quads[_QUAD_ACCESS], vcpu.quads[QUAD_IO_DATA_OFFSET]
-        is_write, size, port, count = bool(key & 0xFF), key >> 8 & 0xFF, key >> 16 & 0xFFFF, key >> 32
-        binding = self.dispatcher.port(port, size, is_write)
-        data = vcpu.run_view[start : start + size * count].cast(_FORMATS[size])
-        if count != 1:  # REP INS or REP OUTS: the elements follow one another in kvm_run's data page
-            _, method, offset, _, cell = binding
-            return is_write, _sequence([(method, offset, size)] * count, is_write, data), offset, size, cell, data
-        if full(self._pio):
-            self._pio.clear()
-        operation = self._pio[key] = (*binding, data)
-        return operation
-
-    def _bind_memory(self) -> _Operation:
-        """Bind the MMIO access in `kvm_run`, and remember it."""
-        vcpu = self.vcpu
-        gpa, meta = vcpu.quads[_QUAD_ACCESS], vcpu.quads[_QUAD_MMIO_META]
-        size, is_write = meta & 0xFFFFFFFF, bool(meta >> 32 & 0xFF)
-        if size not in _FORMATS:  # KVM splits an access at page borders: what is left may have an odd length
-            data = vcpu.run_view[BYTE_MMIO_DATA : BYTE_MMIO_DATA + size]
-            parts = [self.dispatcher.memory(gpa + index, 1, is_write) for index in range(size)]
-            calls = [(method, offset, 1) for _, method, offset, _, _ in parts]
-            return is_write, _sequence(calls, is_write, data), parts[0][2], size, parts[0][4], data
-        binding = self.dispatcher.memory(gpa, size, is_write)
-        data = vcpu.run_view[BYTE_MMIO_DATA : BYTE_MMIO_DATA + size].cast(_FORMATS[size])
-        if full(self._mmio):
-            self._mmio.clear()
-        operation = (*binding, data)
-        self._mmio.setdefault(gpa, {})[meta] = operation
-        return operation
 
     def _leave(self, reason: int) -> exits.Exit:
         """Decode an exit that is no device access."""
@@ -185,7 +135,7 @@ class DirectEngine:
             return exits.FailEntry(entry.reason, entry.cpu)
         if reason == ExitReason.SYSTEM_EVENT:
             return exits.SystemEvent(vcpu.system_event.type)
-        return exits.UnknownExit(reason, vcpu.quads[_QUAD_ACCESS])
+        return exits.UnknownExit(reason, vcpu.quads[QUAD_ACCESS])
 
     def _not_entered(self, error: OSError) -> exits.Exit:
         """Sort out why KVM_RUN returned an error: a kick, a signal, a vCPU that waits for SIPI, or a real failure."""
@@ -202,8 +152,7 @@ class DirectEngine:
 
     def forget_bindings(self) -> None:
         """Resolve every access anew: the devices on a bus have changed."""
-        self._pio.clear()
-        self._mmio.clear()
+        self._bindings.forget()
 
     def recent_exits(self) -> list[str]:
         """Describe the last exits, oldest first, for the failure report."""
@@ -266,37 +215,17 @@ class DirectEngine:
 
     def close(self) -> None:
         """Release the vCPU."""
-        # A traceback may keep bindings alive; their views of kvm_run must not keep it mapped.
-        for operation in (*self._pio.values(), *(one for table in self._mmio.values() for one in table.values())):
-            operation[-1].release()
-        self.forget_bindings()
+        self._bindings.close()
         self._recent.clear()
         self.vcpu.close()
 
 
-def _sequence(calls: list[tuple[Callable[..., Any], int, int]], is_write: bool, data: memoryview) -> Callable[..., Any]:
-    """Make one method of several accesses, one for each item of `data`; the last action of a write counts."""
-
-    def write(_offset: int, _size: int, _first: int) -> Any:
-        action = None
-        for value, (method, offset, size) in zip(data, calls, strict=True):
-            action = method(offset, size, value) or action
-        return action
-
-    def read(_offset: int, _size: int) -> int:
-        for index, (method, offset, size) in enumerate(calls):
-            data[index] = method(offset, size)
-        return data[0]
-
-    return write if is_write else read
-
-
-def _access_words(operation: _Operation) -> str:
+def _access_words(operation: Operation) -> str:
     _, _, offset, size, cell, _ = operation
     where = f"port {cell.base:#x}" if cell.kind.startswith("pio") else f"GPA {cell.base + offset:#x}"
     return f"{cell.kind} of {size} bytes at {where} ({cell.device})"
 
 
-def _annotate(error: Exception, operation: _Operation) -> None:
+def _annotate(error: Exception, operation: Operation) -> None:
     """Tell the reader of a traceback which access the device was serving."""
     error.add_note(f"pyvmm: raised while a device served a {_access_words(operation)}")

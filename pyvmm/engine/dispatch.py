@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from pyvmm.errors import DeviceError
 
-_BINDINGS_LIMIT = 8192
 _CELLS_LIMIT = 8192
 """A hostile guest touches every address there is: past this many distinct ones, unclaimed accesses share a cell."""
 
@@ -53,10 +52,11 @@ class Cell:
         size: length of the range in bytes.
         device: name of the device, `-` if nobody claims the address.
         count: exits.
-        seconds: time between KVM_RUN's return and the end of the device's method.
+        sampled: calls of the device that were timed.
+        sampled_seconds: time that those took.
     """
 
-    __slots__ = ("base", "count", "device", "kind", "seconds", "size")
+    __slots__ = ("base", "count", "device", "kind", "sampled", "sampled_seconds", "size")
 
     def __init__(self, kind: str, base: int = 0, size: int = 0, device: str = "-") -> None:
         self.kind = kind
@@ -64,7 +64,13 @@ class Cell:
         self.size = size
         self.device = device
         self.count = 0
-        self.seconds = 0.0
+        self.sampled = 0
+        self.sampled_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Estimate the time of all calls of the device: exact while every call was timed, else scaled up."""
+        return self.sampled_seconds * self.count / self.sampled if self.sampled else 0.0
 
 
 Binding = tuple[bool, Callable[..., Any], int, int, Cell]
@@ -145,8 +151,3 @@ def _locked(method: Callable[..., Any], lock: Any) -> Callable[..., Any]:
             return method(*arguments)
 
     return call
-
-
-def full(bindings: dict[Any, Any]) -> bool:
-    """Tell whether a table of bindings has reached its limit and must start anew."""
-    return len(bindings) >= _BINDINGS_LIMIT

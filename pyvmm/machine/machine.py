@@ -144,6 +144,7 @@ class Machine:
             self.vcpus.append(vcpu)
             self.engines.append(DirectEngine(vcpu, Dispatcher(self.pio, self.mmio, self.lock if cpus > 1 else None)))
         self._control = Control(self.engines)
+        self._watchdog = Watchdog(self._control, detect_halt=self.kernel_irqchip)
         self.image: BootImage | None = None
         self.result: Result | None = None
         self._running = False
@@ -266,17 +267,18 @@ class Machine:
         control.begin()
         before = self._exits()
         signals = DeferredSignals(lambda name: control.stop(EndReason.USER, name))
-        watchdog = Watchdog(control, timeout, detect_halt=self.kernel_irqchip)
         condition = None if until is None else lambda: until(self)
-        threads = VcpuThreads(self.engines, control, self.lock, watchdog, until=condition, max_exits=max_exits)
+        threads = VcpuThreads(self.engines, control, self.lock, self._watchdog, until=condition, max_exits=max_exits)
         self._running = True
         if self.pc is not None:
             self.pc.start()
         began = time.monotonic()
         try:
-            with signals, watchdog:
+            with signals:
+                self._watchdog.begin(timeout)
                 threads.run()
         finally:
+            self._watchdog.end()
             self._running = False
         if control.error is not None:
             raise control.error
@@ -313,6 +315,8 @@ class Machine:
         if self._closed:
             return
         self._closed = True
+        if hasattr(self, "_watchdog"):
+            self._watchdog.close()
         for engine in getattr(self, "engines", ()):
             engine.close()
         if hasattr(self, "console"):

@@ -20,7 +20,8 @@ class ExitCount:
         size: length of the range in bytes.
         device: who answered; `-` for nobody.
         count: number of exits.
-        seconds: time that pyvmm took to answer them all.
+        seconds: time that devices took to answer them all; past some hundred exits an estimate from samples, as
+            `pyvmm.engine.bindings` tells.
     """
 
     kind: str

@@ -1,7 +1,8 @@
-"""The watchdog of a run: its time limit, and the guest that has halted for good.
+"""The watchdog of a machine: the time limit of a run, and the guest that has halted for good.
 
-With the in-kernel interrupt controller a HLT with interrupts off never leaves KVM_RUN. The watchdog looks at the CPU time of
-the vCPU threads, which costs the guest nothing, and asks the vCPUs only when none of them has used any since the last look.
+With the in-kernel interrupt controller a HLT with interrupts off never leaves KVM_RUN. The watchdog looks at the CPU
+time of the vCPU threads, which costs the guest nothing, and asks the vCPUs only when none of them has used any since the
+last look.
 """
 
 from __future__ import annotations
@@ -17,41 +18,80 @@ _LONGEST_LOOK = 0.1
 
 
 class Watchdog:
-    """Thread that ends a run at its deadline or when no vCPU can wake any more; a context manager around the run."""
+    """Thread that ends a run at its deadline, or when no vCPU can wake any more.
 
-    def __init__(self, control: Control, timeout: float | None, *, detect_halt: bool) -> None:
+    It is started by the first run that needs it and sleeps between runs: a guest may be run for one exit at a time, and
+    a thread for each of these would cost more than the exit.
+    """
+
+    def __init__(self, control: Control, *, detect_halt: bool) -> None:
         self._control = control
-        self._timeout = timeout
         self._detect_halt = detect_halt
-        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        # Of the present run:
+        self._running = False
+        self._deadline: float | None = None
+        self._timeout = 0.0
         self._clocks: list[int] = []
-        self._thread = threading.Thread(target=self._watch, name="pyvmm-watchdog", daemon=True)
+
+    def begin(self, timeout: float | None) -> None:
+        """Start to watch a run of at most `timeout` seconds."""
+        if timeout is None and not self._detect_halt:
+            return
+        with self._changed:
+            self._clocks = []
+            self._deadline = None if timeout is None else time.monotonic() + timeout
+            self._timeout = timeout or 0.0
+            self._running = True
+            self._changed.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="pyvmm-watchdog", daemon=True)
+            self._thread.start()
 
     def watch(self, thread: int) -> None:
         """Watch the CPU time of one more vCPU thread, given by its `threading.get_ident()`."""
         self._clocks.append(time.pthread_getcpuclockid(thread))
 
-    def __enter__(self) -> Watchdog:
-        if self._timeout is not None or self._detect_halt:
-            self._thread.start()
-        return self
+    def end(self) -> None:
+        """Stop watching: once this returns, the run is not ended from here any more."""
+        with self._changed:
+            self._running = False
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        if self._thread.ident is not None:
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closed = True
+            self._running = False
+            self._changed.notify()
+        if self._thread is not None:
             self._thread.join()
 
+    def _serve(self) -> None:
+        with self._changed:
+            while not self._closed:
+                if self._running:
+                    self._watch()
+                else:
+                    self._changed.wait()
+
     def _watch(self) -> None:
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        """Watch one run, or several that follow each other within one look; holds the lock but while it waits."""
         look = _FIRST_LOOK if self._detect_halt else _LONGEST_LOOK
         used: list[float] = []
         asked: list[float] | None = None
         while True:
-            left = look if deadline is None else min(look, max(deadline - time.monotonic(), 0.0))
-            if self._done.wait(left):
+            deadline = self._deadline
+            woken = self._changed.wait(look if deadline is None else min(look, max(deadline - time.monotonic(), 0.0)))
+            if not self._running:
                 return
-            if deadline is not None and time.monotonic() >= deadline:
+            if woken:
+                look, used, asked = _FIRST_LOOK if self._detect_halt else _LONGEST_LOOK, [], None
+                continue  # another run has begun
+            if deadline is not None and deadline == self._deadline and time.monotonic() >= deadline:
                 self._control.stop(EndReason.TIMEOUT, f"{self._timeout:g} s")
+                self._running = False
                 return
             if not self._detect_halt:
                 continue
@@ -60,7 +100,7 @@ class Watchdog:
                 continue  # vCPU threads are still starting, or ending
             spent = _most(used, before)
             if spent > 0:
-                # Each look costs the guest a little, so look rarely at one that is busy, soon again at one that may have halted.
+                # Each look costs the guest a little: look rarely at one that is busy, soon again at one that may have halted.
                 look = min(look * 2, _LONGEST_LOOK) if spent > look / 2 else _FIRST_LOOK
                 continue
             if asked is not None and _most(used, asked) < _FIRST_LOOK / 2:
