@@ -9,11 +9,11 @@ GUEST ?= guest:hello-elf64
 PACKAGES := gcc libc6-dev binutils python3-venv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: boot test check soak bench guests clean tools
-boot: $(VENV)/ready guests
+.PHONY: boot test check soak bench guests bytecode clean tools
+boot: $(VENV)/ready guests bytecode
 	$(BIN)/python -m pyvmm boot $(GUEST)
 
-test: $(VENV)/ready guests
+test: $(VENV)/ready guests bytecode
 	$(BIN)/python -m pytest
 
 # What CI holds the code to besides the tests.
@@ -27,7 +27,7 @@ check: $(VENV)/ready
 soak: $(VENV)/ready guests
 	$(BIN)/python -m pytest -m soak
 
-bench: $(VENV)/ready guests
+bench: $(VENV)/ready guests bytecode
 	$(BIN)/python -m pyvmm bench exits
 	$(BIN)/python -m pyvmm bench start
 
@@ -44,6 +44,10 @@ $(VENV)/ready: pyproject.toml setup.py | tools
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
+
+# Compiling 90 modules takes as long as importing NumPy: do it once, also where the environment keeps Python from it.
+bytecode: $(VENV)/ready
+	@$(BIN)/python -m compileall -q pyvmm
 
 clean:
 	rm -rf $(VENV) build guests/build *.egg-info

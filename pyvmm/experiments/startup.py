@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,10 @@ class StartCost:
 
 
 def measure_start(image: str, rounds: int = 15) -> StartCost:
-    """Time `python -m pyvmm boot IMAGE` and `python -c "import numpy"` in turn.
+    """Time `python -m pyvmm boot IMAGE` and `python -c "import numpy"` in turn, both with their bytecode cached.
+
+    The first start of either writes the cache and is not counted; where the environment forbids that
+    (PYTHONDONTWRITEBYTECODE), these processes do it all the same, as an installation does.
 
     Raises:
         HostError: the guest did not end with status 0.
@@ -38,8 +42,11 @@ def measure_start(image: str, rounds: int = 15) -> StartCost:
 
 
 def _time(command: list[str]) -> float:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     began = time.perf_counter()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment
+    )
     took = time.perf_counter() - began
     if done.returncode:
         words = (done.stderr.strip() or "no message").splitlines()[-1]

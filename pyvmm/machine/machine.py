@@ -118,15 +118,16 @@ class Machine:
         self.cpus = cpus
         self.kernel_irqchip = irqchip == "kernel"
         self.kvm = system.create_vm()
+        # The slots come first: once there is an interrupt controller, adding one waits some 5 ms for an SRCU grace period.
+        self.slots = SlotTable(self.kvm)
+        for region in self.memory.regions:
+            self.slots.add(region)
         self.kvm.set_identity_map_addr(KVM_IDENTITY_MAP)
         self.kvm.set_tss_addr(KVM_TSS)
         if self.kernel_irqchip:
             self.kvm.create_irqchip()
             self.kvm.create_pit2()
             set_up_pics(self.kvm)
-        self.slots = SlotTable(self.kvm)
-        for region in self.memory.regions:
-            self.slots.add(region)
         self.pio = Bus("pio", _PIO_SIZE)
         self.mmio = Bus("mmio", _MMIO_SIZE)
         self.lock = threading.RLock()
