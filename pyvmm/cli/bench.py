@@ -43,7 +43,7 @@ def _exits(rounds: int) -> tuple[dict[str, Any], list[str]]:
     from pyvmm.experiments.exit_cost import measure_exits
 
     figures: dict[str, Any] = {"rounds": rounds}
-    lines = ["exit      C loop     pyvmm     ratio   (medians, us an exit)"]
+    lines = ["exit      C loop     pyvmm     ratio   (medians, us of CPU time an exit)"]
     for cost in measure_exits(rounds):
         floor, ours = statistics.median(cost.floor_us), statistics.median(cost.pyvmm_us)
         figures[f"{cost.kind}_ratio"] = round(cost.ratio, 4)
