@@ -10,6 +10,7 @@ from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.resetport import SYSTEM_CONTROL_A, SystemControlA
 from pyvmm.devices.testdev import TestDevice
 from pyvmm.devices.uart import Uart
+from pyvmm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from pyvmm.devices.device import IrqLine
@@ -56,7 +57,11 @@ class Pc:
         machine.attach(fwcfg.FwCfg(machine.memory.size, machine.cpus), pio=fwcfg.PORT, size=fwcfg.SIZE)
         machine.attach(self.pm, pio=acpipm.PORT, size=acpipm.SIZE)
         lines = [machine.irq_line(gsi) for gsi in range(24)] if machine.kernel_irqchip else []
-        TestDevice(lines).attach_to(machine.pio, machine.mmio)
+        TestDevice(lines, self._flush).attach_to(machine.pio, machine.mmio)
+
+    def _flush(self, gpa: int) -> None:
+        if self._machine.memory.contains(gpa, PAGE_SIZE):
+            self._machine.memory.unmap(gpa)
 
     def start(self) -> None:
         """Start to take the console's input: it is delivered to COM1 on a vCPU's thread, whichever thread reads it."""

@@ -163,6 +163,11 @@ class GuestMemory:
         frame = entry & _PAGEMAP_PFN
         return frame * PAGE_SIZE + hva % PAGE_SIZE if entry & _PAGEMAP_PRESENT and frame else None
 
+    def unmap(self, gpa: int, size: int = PAGE_SIZE) -> None:
+        """Drop the host's mapping of whole pages: their contents stay, the guest's next access to them faults in the host."""
+        region = self.find(gpa, size, "unmapping")
+        region.unmap(gpa - region.gpa, size)
+
     def clear(self) -> None:
         """Give every page back to the host: all RAM reads as zeros again, as after power-on."""
         for region in self.regions:

@@ -75,6 +75,10 @@ class Region:
         """Give every page back to the host: the region reads as zeros again, as after power-on."""
         self._mapping.madvise(mmap.MADV_REMOVE)
 
+    def unmap(self, offset: int, size: int) -> None:
+        """Take whole pages out of this process's page tables, and so out of KVM's; the contents stay, the next touch faults."""
+        self._mapping.madvise(mmap.MADV_DONTNEED, offset, size)
+
     def close(self) -> None:
         """Unmap the region. Arrays that a caller still holds stay valid: the memory then goes when the last of them does."""
         if self.fd < 0:

@@ -146,6 +146,27 @@ def test_clear_gives_zeros() -> None:
     memory.close()
 
 
+def test_unmapped_pages_keep_their_contents() -> None:
+    memory = GuestMemory(SIZE)
+    memory.write(0x4000, b"still here")
+    before = _resident()
+    memory.write(0x10000, b"x" * 0x80000)
+    assert _resident() >= before + 0x80000
+    memory.unmap(0x10000, 0x80000)
+    assert _resident() <= before + 0x10000
+    memory.unmap(0x4000)
+    assert memory.read(0x4000, 10) == b"still here"
+    assert memory.read(0x10000, 0x80000) == b"x" * 0x80000
+    with pytest.raises(GuestMemoryError):
+        memory.unmap(SIZE)
+    memory.close()
+
+
+def _resident() -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssShmem"))
+
+
 def test_an_array_outlives_the_memory() -> None:
     memory = GuestMemory(SIZE)
     array = memory.array(0, 10)
