@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,13 +15,6 @@ from pyvmm.memory import GuestMemory
 from tests.unit.boot_images import CODE, PT_INTERP, Part, c_string, make_elf
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    memory = GuestMemory(4 * MIB)
-    yield memory
-    memory.close()
 
 
 def test_elf64_starts_in_long_mode_with_a_zero_page(memory: GuestMemory) -> None:

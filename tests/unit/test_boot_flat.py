@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from pyvmm.boot import BootOptions, load
@@ -12,13 +10,6 @@ from pyvmm.memory import GuestMemory
 from tests.unit.boot_images import CODE
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    memory = GuestMemory(4 * MIB)
-    yield memory
-    memory.close()
 
 
 def test_default_is_real_mode_at_7c00(memory: GuestMemory) -> None:

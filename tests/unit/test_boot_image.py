@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,13 +23,6 @@ from tests.unit.boot_images import CODE, Part, make_bzimage, make_elf, make_mult
 
 MIB = 1 << 20
 GIB = 1 << 30
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    memory = GuestMemory(4 * MIB)
-    yield memory
-    memory.close()
 
 
 @pytest.mark.parametrize(

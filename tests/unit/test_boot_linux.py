@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ from pyvmm.memory import GuestMemory
 from tests.unit.boot_images import CODE, c_string, make_bzimage
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    memory = GuestMemory(4 * MIB)
-    yield memory
-    memory.close()
 
 
 def test_machine_state_and_zero_page(memory: GuestMemory) -> None:

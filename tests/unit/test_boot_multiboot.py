@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ from tests.unit.boot_images import (
 )
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    memory = GuestMemory(4 * MIB)
-    yield memory
-    memory.close()
 
 
 def test_machine_state(memory: GuestMemory) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,13 +12,6 @@ from pyvmm.memory import GuestMemory
 from tests.unit.boot_images import CODE, PT_NOTE, Part, c_string, make_elf, make_note, make_pvh
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    memory = GuestMemory(4 * MIB)
-    yield memory
-    memory.close()
 
 
 @pytest.mark.parametrize("bits", [32, 64])
