@@ -77,7 +77,7 @@ def load(content: Content, memory: GuestMemory, options: BootOptions | None = No
     space = LoadSpace(memory)
     with Source(content) as source:
         image = _loader(options.format or detect(source))(source, space, options)
-    note = mptable.place(space, options.cpus)
+    note = mptable.place(space, options.cpus) if options.mp_table else None
     if note and options.cpus > 1:
         image.notes.append(note)
     image.segments = space.segments

@@ -33,6 +33,7 @@ class BootOptions:
         load_addr: GPA to load at: for `flat` (default 0x7C00 in real mode, else 1 MiB) and relocatable `linux` kernels.
         entry: GPA to start at, instead of the image's own entry point; for `flat` the default is `load_addr`.
         cpus: number of CPUs that the MP table names.
+        mp_table: whether to place one: not in a machine without interrupt controllers to name in it.
     """
 
     format: str | None = None
@@ -43,6 +44,7 @@ class BootOptions:
     load_addr: int | None = None
     entry: int | None = None
     cpus: int = 1
+    mp_table: bool = True
 
     def check(self) -> None:
         """Check each option by itself.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from pyvmm.errors import UsageError
+from pyvmm.errors import HostError, UsageError
 
 _PREFIX = "guest:"
 
@@ -48,21 +49,28 @@ def write_json(path: str) -> Callable[[Any], None]:
 
     Raises:
         UsageError: the path is a folder, or its folder is missing or not writable.
+        HostError: (when writing) the disk is full or failed.
     """
+    # What exists and is no file (/dev/stderr, a pipe) is written to, all else is replaced.
+    special = os.path.exists(path) and not os.path.isfile(path)
     folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.access(folder, os.W_OK):
+    if os.path.isdir(path) or not os.access(path if special else folder, os.W_OK):
         raise UsageError(f"{path}: cannot be written; name a file in a folder that exists and is writable")
 
     def write(document: Any) -> None:
         import json
 
-        if os.path.exists(path) and not os.path.isfile(path):  # /dev/stderr, a pipe: nothing to replace
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(json.dumps(document, indent=1) + "\n")
-            return
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(document, indent=1) + "\n")
-        os.replace(temporary, path)
+        text = json.dumps(document, indent=1) + "\n"
+        target = path if special else f"{path}.{os.getpid()}.tmp"
+        try:
+            with open(target, "w", encoding="utf-8") as file:
+                file.write(text)
+            if not special:
+                os.replace(target, path)
+        except OSError as error:
+            if not special:
+                with suppress(OSError):
+                    os.unlink(target)
+            raise HostError(f"{path}: cannot be written: {error.strerror}") from None
 
     return write

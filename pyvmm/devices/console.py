@@ -22,6 +22,8 @@ from pyvmm.errors import PyvmmError, UsageError
 
 Deliver = Callable[[bytes], object]
 
+_PATIENCE_MS = 50  # between two looks at whether the run shall stop, while a reader does not read
+
 
 class Console:
     """Base of all back ends, and by itself the one that drops output and has no input.
@@ -29,10 +31,16 @@ class Console:
     Attributes:
         error: what made the back end stop taking output, or None.
         on_quit: called, on any thread, when the user asks to end the run; the machine sets it.
+        stopping: tells a `write` that waits for a slow reader to give up; the machine sets it.
     """
 
     error: OSError | None = None
     on_quit: Callable[[], object]
+
+    @staticmethod
+    def stopping() -> bool:
+        """Say that nobody wants to stop."""
+        return False
 
     def write(self, data: bytes) -> None:
         """Take output from the guest; never raises for an output that has gone away."""
@@ -68,9 +76,16 @@ class ConsoleTimeout(PyvmmError):
 
 
 class MemoryConsole(Console):
-    """Keeps output in memory, for tests and programs; any thread may use it while the machine runs."""
+    """Keeps output in memory, for tests and programs; any thread may use it while the machine runs.
 
-    def __init__(self) -> None:
+    Attributes:
+        limit: bytes kept, from the start; a guest that writes without end must not take the host's memory.
+        lost: bytes that came after those.
+    """
+
+    def __init__(self, limit: int = 64 << 20) -> None:
+        self.limit = limit
+        self.lost = 0
         self._output = bytearray()
         self._at = 0  # where the next `expect` starts to look
         self._waiting = 0
@@ -91,6 +106,9 @@ class MemoryConsole(Console):
 
     def write(self, data: bytes) -> None:
         """Append to the output."""
+        if len(self._output) >= self.limit:
+            self.lost += len(data)
+            return
         self._output += data
         # A waiter counts itself before it looks once more, so it either sees these bytes or is seen here.
         if self._waiting:
@@ -173,7 +191,7 @@ class FileConsole(Console):
         if self._fd < 0 or self.error is not None:
             return
         try:
-            write_all(self._fd, data)
+            write_all(self._fd, data, self.stopping)
         except OSError as error:
             self.error = error
 
@@ -184,17 +202,21 @@ class FileConsole(Console):
             os.close(fd)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data`, over short writes and, where `fd` does not block, waiting until it takes more."""
-    while data:
-        try:
-            data = data[os.write(fd, data) :]
-        except BlockingIOError:
-            import select
+def write_all(fd: int, data: bytes, stopping: Callable[[], bool] = Console.stopping) -> None:
+    """Write all of `data` to a descriptor that may block; give up, dropping the rest, once `stopping` says so.
 
-            poll = select.poll()
-            poll.register(fd, select.POLLOUT)
-            poll.poll()
+    The descriptor is shared with other processes, so it is not made non-blocking: no more than a pipe takes at once
+    (PIPE_BUF) is written when poll says that it will.
+    """
+    import select
+
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while data:
+        if poll.poll(_PATIENCE_MS):
+            data = data[os.write(fd, data[: select.PIPE_BUF]) :]
+        elif stopping():
+            return
 
 
 def parse_console(spec: str) -> Console:

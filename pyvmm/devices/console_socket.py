@@ -14,6 +14,7 @@ from pyvmm.errors import UsageError
 
 KEEP = 64 << 10  # bytes of output kept for the next client, and held back by a slow one before the guest has to wait
 _CHUNK = 4096
+_PATIENCE = 0.05  # seconds between two looks at whether the run shall stop, while a client does not read
 _LAST_SECONDS = 1.0  # how long `close` waits for a slow client
 
 
@@ -59,7 +60,11 @@ class SocketConsole(Console):
             if self._unsent and self._client is not None and self._pump is not None:
                 if idle:
                     self._pump.wake()
-                self._changed.wait_for(lambda: len(self._unsent) <= KEEP or self._client is None or self._closed)
+                while not self._changed.wait_for(
+                    lambda: len(self._unsent) <= KEEP or self._client is None or self._closed, _PATIENCE
+                ):
+                    if self.stopping():
+                        break
             self._trim()
 
     def _trim(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pyvmm.devices.console import Console, Deliver, write_all
 from pyvmm.devices.console_pump import Pump
+from pyvmm.errors import HostError
 
 HELP = (
     "\r\npyvmm console keys\r\n"
@@ -67,7 +68,7 @@ class StdioConsole(Console):
         """Write to standard output at once, whole."""
         if self.error is None:
             try:
-                write_all(self._out, data)
+                write_all(self._out, data, self.stopping)
             except OSError as error:
                 self.error = error
 
@@ -167,7 +168,10 @@ class PtyConsole(Console):
     def __init__(self) -> None:
         import tty
 
-        self._master, self._slave = os.openpty()
+        try:
+            self._master, self._slave = os.openpty()
+        except OSError as error:
+            raise HostError(f"this host gives no pseudo-terminal: {error.strerror}; use another console") from None
         # Holding the slave open keeps the terminal alive between clients; raw, or it would echo output back as input.
         tty.setraw(self._slave)
         os.set_blocking(self._master, False)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pyvmm.engine.dispatch import Cell, Dispatcher
+from pyvmm.engine.dispatch import Cell, Dispatcher, Tally
 from pyvmm.pykvm import Vcpu
 from pyvmm.pykvm.run_area import BYTE_MMIO_DATA, EXIT_OFFSET, QUAD_IO_DATA_OFFSET, QUAD_MMIO_ADDR, WORD_MMIO_LEN
 
@@ -29,8 +29,17 @@ _LIMIT = 8192
 """Bindings kept: a hostile guest touches every address there is."""
 _FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
-Operation = tuple[bool, Callable[..., Any], int, int, Cell, memoryview]
-"""(is a write, device method, offset, size, cell, where the data lies in `kvm_run`)."""
+
+class Operation(NamedTuple):
+    """What the exit loop does for an access; `data` is where the access's data lies in `kvm_run`."""
+
+    is_write: bool
+    method: Callable[..., Any]
+    offset: int
+    size: int
+    tally: Tally
+    data: memoryview
+    cell: Cell
 
 
 class Bindings:
@@ -53,13 +62,15 @@ class Bindings:
         """Bind the port access in `kvm_run`, and remember it unless it is a string instruction's."""
         vcpu = self._vcpu
         key, start = vcpu.quads[QUAD_ACCESS], vcpu.quads[QUAD_IO_DATA_OFFSET]
+        if len(self._plain) >= _LIMIT:
+            self.forget()
         is_write, size, port, count = bool(key & 0xFF), key >> 8 & 0xFF, key >> 16 & 0xFFFF, key >> 32
         _, method, offset, _, cell = self._dispatcher.port(port, size, is_write)
         data = vcpu.run_view[start : start + size * count].cast(_FORMATS[size])
         if count != 1:  # REP INS or REP OUTS: the elements follow one another in kvm_run's data page
             sequence = _sequence([(method, offset, size)] * count, is_write, data)
-            return is_write, _timed(sequence, cell), offset, size, cell, data
-        return self._remember(self.pio, key, (is_write, method, offset, size, cell, data))
+            return _once(Operation(is_write, sequence, offset, size, Tally(), data, cell))
+        return self._remember(self.pio, key, Operation(is_write, method, offset, size, cell.tally(), data, cell))
 
     def memory(self) -> Operation:
         """Bind the MMIO access in `kvm_run`, and remember it."""
@@ -70,15 +81,15 @@ class Bindings:
             data = vcpu.run_view[BYTE_MMIO_DATA : BYTE_MMIO_DATA + size]
             parts = [self._dispatcher.memory(gpa + index, 1, is_write) for index in range(size)]
             sequence = _sequence([(method, offset, 1) for _, method, offset, _, _ in parts], is_write, data)
-            cell = parts[0][4]
-            return is_write, _timed(sequence, cell), parts[0][2], size, cell, data
+            return _once(Operation(is_write, sequence, parts[0][2], size, Tally(), data, parts[0][4]))
         _, method, offset, _, cell = self._dispatcher.memory(gpa, size, is_write)
         data = vcpu.run_view[BYTE_MMIO_DATA : BYTE_MMIO_DATA + size].cast(_FORMATS[size])
-        return self._remember(self.mmio.setdefault(gpa, {}), meta, (is_write, method, offset, size, cell, data))
-
-    def _remember(self, table: dict[int, Operation], key: int, plain: Operation) -> Operation:
         if len(self._plain) >= _LIMIT:
             self.forget()
+        table = self.mmio.setdefault(gpa, {})
+        return self._remember(table, meta, Operation(is_write, method, offset, size, cell.tally(), data, cell))
+
+    def _remember(self, table: dict[int, Operation], key: int, plain: Operation) -> Operation:
         self._plain.append((table, key, plain))
         return _sample(table, key, plain, FIRST_SAMPLES)
 
@@ -93,44 +104,48 @@ class Bindings:
         for table in self.mmio.values():
             table.clear()
         self.mmio.clear()
+        for _, _, plain in self._plain:
+            plain.cell.fold(plain.tally)
         self._plain.clear()
 
     def close(self) -> None:
         """Drop all bindings and their views of `kvm_run`, which a traceback may keep alive, so that it can be unmapped."""
         for _, _, plain in self._plain:
-            plain[-1].release()
+            plain.data.release()
         self.forget()
 
 
 def _sample(table: dict[int, Operation], key: int, plain: Operation, samples: int) -> Operation:
     """Put a timed form of `plain` into the table, which gives way to `plain` after `samples` calls."""
-    is_write, method, offset, size, cell, data = plain
-
-    def done() -> None:
-        if key in table:  # it may have been forgotten since
-            table[key] = plain
-
-    operation = table[key] = is_write, _timed(method, cell, samples, done), offset, size, cell, data
-    return operation
-
-
-def _timed(
-    method: Callable[..., Any], cell: Cell, samples: int = -1, done: Callable[[], None] | None = None
-) -> Callable[..., Any]:
-    """Make a method that adds the time of each call to the cell; call `done` after `samples` of them."""
+    method, tally = plain.method, plain.tally
+    left = samples
 
     def call(*arguments: int) -> Any:
-        nonlocal samples
+        nonlocal left
         began = perf_counter()
         result = method(*arguments)
-        cell.sampled_seconds += perf_counter() - began
-        cell.sampled += 1
-        samples -= 1
-        if samples == 0 and done is not None:
-            done()
+        tally.sampled_seconds += perf_counter() - began
+        tally.sampled += 1
+        left -= 1
+        if left == 0 and key in table:  # it may have been forgotten since
+            table[key] = plain
         return result
 
-    return call
+    table[key] = timed = plain._replace(method=call)
+    return timed
+
+
+def _once(operation: Operation) -> Operation:
+    """Make an operation for one exit, whose time goes into the cell as it is."""
+    method, cell = operation.method, operation.cell
+
+    def call(*arguments: int) -> Any:
+        began = perf_counter()
+        result = method(*arguments)
+        cell.add(1, perf_counter() - began)
+        return result
+
+    return operation._replace(method=call)
 
 
 def _sequence(calls: list[tuple[Callable[..., Any], int, int]], is_write: bool, data: memoryview) -> Callable[..., Any]:

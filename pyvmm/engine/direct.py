@@ -41,7 +41,9 @@ _MMIO = int(ExitReason.MMIO)
 class DirectEngine:
     """One vCPU on KVM as it is; `pyvmm.engine.base.Engine` documents the interface."""
 
-    def __init__(self, vcpu: Vcpu, dispatcher: Dispatcher) -> None:
+    def __init__(self, vcpu: Vcpu, dispatcher: Dispatcher, *, irqchip: bool = True) -> None:
+        """Run `vcpu`; `irqchip` tells whether its LAPIC is in the kernel."""
+        self._irqchip = irqchip
         self.index = vcpu.id
         self.vcpu = vcpu
         self.dispatcher = dispatcher
@@ -52,9 +54,14 @@ class DirectEngine:
         self._thread: int | None = None
         self._guard = threading.RLock()  # a signal handler may kick while its thread kicks
         self._settling = False
+        self._stale = False
+        self._kicked = False
 
     def run(self, budget: int | None = None) -> exits.Exit:
         """Run until an exit that devices cannot serve, or for `budget` exits; exceptions of devices pass through."""
+        if self._stale:
+            self._stale = False
+            self._bindings.forget()
         vcpu = self.vcpu
         fd, words, quads = vcpu.fd, vcpu.words, vcpu.quads
         bindings = self._bindings
@@ -69,7 +76,7 @@ class DirectEngine:
         began = perf_counter()
         try:
             while True:
-                for _ in islice(turns, SAMPLE_PERIOD):
+                for _turn in islice(turns, SAMPLE_PERIOD):
                     operation = None
                     try:
                         enter(fd, request)
@@ -90,8 +97,8 @@ class DirectEngine:
                     if operation is not last:
                         last = operation
                         remember(operation)
-                    is_write, method, offset, size, cell, data = operation
-                    cell.count += 1
+                    is_write, method, offset, size, tally, data, _ = operation
+                    tally.count += 1
                     if is_write:
                         action = method(offset, size, data[0])
                         if action is not None:
@@ -112,7 +119,7 @@ class DirectEngine:
     def _leave(self, reason: int) -> exits.Exit:
         """Decode an exit that is no device access."""
         left = self._decode(reason)
-        self.dispatcher.cell(left.kind).count += 1
+        self.dispatcher.cell(left.kind).add()
         self._recent.append(left)
         return left
 
@@ -122,8 +129,8 @@ class DirectEngine:
             return exits.Halt()
         if reason == ExitReason.SHUTDOWN:
             return exits.Shutdown()
-        if reason == ExitReason.INTR:
-            return exits.Interrupted()
+        if reason in (ExitReason.INTR, ExitReason.SET_TPR):
+            return exits.Interrupted()  # SET_TPR: the guest lowered CR8, and no in-kernel LAPIC cares
         if reason == ExitReason.DEBUG:
             debug = vcpu.debug_exit
             return exits.Debug(debug.exception, debug.pc, debug.dr6, debug.dr7)
@@ -139,6 +146,7 @@ class DirectEngine:
 
     def _not_entered(self, error: OSError) -> exits.Exit:
         """Sort out why KVM_RUN returned an error: a kick, a signal, a vCPU that waits for SIPI, or a real failure."""
+        self._kicked = False  # before the caller looks what it was kicked for, so that no later request is missed
         if from_handler(error):
             raise error
         if error.errno not in (errno.EINTR, errno.EAGAIN):
@@ -147,12 +155,16 @@ class DirectEngine:
         while signal.sigtimedwait((KICK_SIGNAL,), 0):
             pass  # KVM_RUN left it pending; left there it would end the next KVM_RUN too
         if not self._settling:
-            self.dispatcher.cell("interrupted").count += 1
+            self.dispatcher.cell("interrupted").add()
         return exits.Interrupted()
 
     def forget_bindings(self) -> None:
-        """Resolve every access anew: the devices on a bus have changed."""
-        self._bindings.forget()
+        """Resolve every access anew, as the devices on a bus have changed; callable from any thread."""
+        if self._thread is None or self._thread == threading.get_ident():
+            self._bindings.forget()
+        else:
+            self._stale = True  # the tables are the running thread's own: it drops them when the kick reaches it
+            self.kick()
 
     def recent_exits(self) -> list[str]:
         """Describe the last exits, oldest first, for the failure report."""
@@ -180,31 +192,37 @@ class DirectEngine:
         former = signal.pthread_sigmask(signal.SIG_BLOCK, (KICK_SIGNAL,))
         self.vcpu.set_signal_mask({int(number) for number in former} - {KICK_SIGNAL})
         self._thread = thread
+        self._kicked = False
         try:
             yield
         finally:
             with self._guard:
                 self._thread = None
+                self._kicked = False
             while signal.sigtimedwait((KICK_SIGNAL,), 0):
                 pass
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def kick(self) -> None:
         """Make `run` return `Interrupted` soon; callable from any thread and from signal handlers."""
-        self.vcpu.immediate_exit = True
-        thread = self._thread
-        if thread is not None and thread != threading.get_ident():
-            with self._guard:
-                if self._thread is not None:
-                    signal.pthread_kill(self._thread, KICK_SIGNAL)
+        with self._guard:
+            if self.vcpu.closed:
+                return
+            self.vcpu.immediate_exit = True
+            # Real-time signals queue: one that has not arrived yet does for all who kick meanwhile.
+            if self._thread not in (None, threading.get_ident()) and not self._kicked:
+                self._kicked = True
+                signal.pthread_kill(self._thread or 0, KICK_SIGNAL)
 
     def state(self) -> CpuState:
         """Read the vCPU's registers."""
         return read_state(self.vcpu)
 
     def set_state(self, state: CpuState) -> None:
-        """Replace the vCPU's registers."""
+        """Replace the vCPU's registers; one that has halted runs again."""
         write_state(self.vcpu, state)
+        if self._irqchip and self.vcpu.mp_state() == MpState.HALTED:
+            self.vcpu.set_mp_state(MpState.RUNNABLE)
 
     def idle(self) -> str | None:
         """Tell why only another vCPU could wake this one: `halted` (HLT, IF=0), `waiting` (for SIPI), or None."""
@@ -215,13 +233,14 @@ class DirectEngine:
 
     def close(self) -> None:
         """Release the vCPU."""
-        self._bindings.close()
-        self._recent.clear()
-        self.vcpu.close()
+        with self._guard:
+            self._bindings.close()
+            self._recent.clear()
+            self.vcpu.close()
 
 
 def _access_words(operation: Operation) -> str:
-    _, _, offset, size, cell, _ = operation
+    offset, size, cell = operation.offset, operation.size, operation.cell
     where = f"port {cell.base:#x}" if cell.kind.startswith("pio") else f"GPA {cell.base + offset:#x}"
     return f"{cell.kind} of {size} bytes at {where} ({cell.device})"
 

@@ -43,34 +43,77 @@ class IoBus(Protocol):
         """Return the window that holds the access, None if nobody claims it; `DeviceError` if it straddles a border."""
 
 
-class Cell:
-    """How often one kind of exit came from one place, and how long its device took.
+class Tally:
+    """Exits of one binding, and the samples of its device's time.
 
     Attributes:
-        kind: `pio-in`, `pio-out`, `mmio-read`, `mmio-write`, or the kind of another exit.
-        base: the port, or the first address of the device's window (of the page, where nobody claims it).
-        size: length of the range in bytes.
-        device: name of the device, `-` if nobody claims the address.
         count: exits.
         sampled: calls of the device that were timed.
         sampled_seconds: time that those took.
     """
 
-    __slots__ = ("base", "count", "device", "kind", "sampled", "sampled_seconds", "size")
+    __slots__ = ("count", "sampled", "sampled_seconds")
 
-    def __init__(self, kind: str, base: int = 0, size: int = 0, device: str = "-") -> None:
-        self.kind = kind
-        self.base = base
-        self.size = size
-        self.device = device
+    def __init__(self) -> None:
         self.count = 0
         self.sampled = 0
         self.sampled_seconds = 0.0
 
     @property
     def seconds(self) -> float:
-        """Estimate the time of all calls of the device: exact while every call was timed, else scaled up."""
+        """Estimate the time of all calls: exact while every call was timed, else scaled up."""
         return self.sampled_seconds * self.count / self.sampled if self.sampled else 0.0
+
+
+class Cell:
+    """How often one kind of exit came from one place, and how long its device took.
+
+    It is the sum of tallies, one for each binding: a string instruction's and a single access's calls of one port differ
+    in cost, and each is scaled by its own samples.
+
+    Attributes:
+        kind: `pio-in`, `pio-out`, `mmio-read`, `mmio-write`, or the kind of another exit.
+        base: the port, or the first address of the device's window (of the page, where nobody claims it).
+        size: length of the range in bytes.
+        device: name of the device, `-` if nobody claims the address.
+    """
+
+    __slots__ = ("_count", "_seconds", "_tallies", "base", "device", "kind", "size")
+
+    def __init__(self, kind: str, base: int = 0, size: int = 0, device: str = "-") -> None:
+        self.kind = kind
+        self.base = base
+        self.size = size
+        self.device = device
+        self._tallies: list[Tally] = []
+        self._count = 0
+        self._seconds = 0.0
+
+    def tally(self) -> Tally:
+        """Start a tally that counts into this cell."""
+        new = Tally()
+        self._tallies.append(new)
+        return new
+
+    def fold(self, tally: Tally) -> None:
+        """Take over what a tally has counted; it counts no more."""
+        self._tallies.remove(tally)
+        self.add(tally.count, tally.seconds)
+
+    def add(self, count: int = 1, seconds: float = 0.0) -> None:
+        """Count exits whose time is known."""
+        self._count += count
+        self._seconds += seconds
+
+    @property
+    def count(self) -> int:
+        """Tell the number of exits."""
+        return self._count + sum(tally.count for tally in self._tallies)
+
+    @property
+    def seconds(self) -> float:
+        """Estimate the time of all calls of the device."""
+        return self._seconds + sum(tally.seconds for tally in self._tallies)
 
 
 Binding = tuple[bool, Callable[..., Any], int, int, Cell]
@@ -90,7 +133,7 @@ class Dispatcher:
     """The PIO and MMIO buses as one vCPU sees them, with its exit counts.
 
     Attributes:
-        cells: every cell so far, by (kind, base).
+        cells: every cell so far, by kind, base and device.
     """
 
     def __init__(self, pio: IoBus, mmio: IoBus, lock: Any = None) -> None:
@@ -102,7 +145,7 @@ class Dispatcher:
         self._pio = pio
         self._mmio = mmio
         self._lock = lock
-        self.cells: dict[tuple[str, int], Cell] = {}
+        self.cells: dict[tuple[str, int, str], Cell] = {}
 
     @property
     def exits(self) -> int:
@@ -126,9 +169,10 @@ class Dispatcher:
         """Return the cell that counts exits of `kind` at `base`."""
         if window is None and len(self.cells) >= _CELLS_LIMIT:
             base, size = 0, 0
-        cell = self.cells.get((kind, base))
+        device = "-" if window is None else window.device.name
+        cell = self.cells.get((kind, base, device))
         if cell is None:
-            cell = self.cells[kind, base] = Cell(kind, base, size, window.device.name if window is not None else "-")
+            cell = self.cells[kind, base, device] = Cell(kind, base, size, device)
         return cell
 
     @staticmethod

@@ -42,6 +42,8 @@ def write_state(vcpu: Vcpu, state: CpuState) -> None:
         table, record = getattr(state, name), sregs[name]
         record["base"], record["limit"] = table.base, table.limit
     vcpu.set_sregs(sregs)
+    # Without in-kernel LAPIC, KVM_RUN takes CR8 from the run area (KVM API, section 5).
+    vcpu.run_record["cr8"] = state.cr8
     regs = vcpu.regs()
     for name in GENERAL:
         regs[name] = getattr(state, name)

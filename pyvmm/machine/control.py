@@ -32,18 +32,20 @@ class Control:
         self.end: tuple[EndReason, str, int, int | None] | None = None
         self.error: BaseException | None = None
 
-    def stop(self, reason: EndReason, detail: str = "", vcpu: int = 0, value: int | None = None) -> None:
-        """End the run for `reason`, unless it is ending already."""
-        if not self.stopping:
+    def stop(self, reason: EndReason, detail: str = "", vcpu: int = 0, value: int | None = None) -> bool:
+        """End the run for `reason`, unless it is ending already; tell whether it was this call that ended it."""
+        first = self.end is None
+        if first:
             self.end = (reason, detail, vcpu, value)
-            self.stopping = True
+        self.stopping = True
         self.kick()
+        return first
 
     def fail(self, error: BaseException) -> None:
-        """End the run with an exception."""
-        if not self.stopping:
+        """End the run with an exception; the first one is raised again, whatever else ends the run."""
+        if self.error is None:
             self.error = error
-            self.stopping = True
+        self.stopping = True
         self.kick()
 
     def kick(self) -> None:

@@ -42,8 +42,8 @@ def set_up_lapic(vcpu: Vcpu) -> None:
 
 def set_up_msrs(vcpu: Vcpu) -> None:
     """Turn on write-back caching of all RAM by MTRR (SDM vol. 3, 11.11.2.1) and fast strings, where the vCPU has them."""
-    for index, value in ((_IA32_MISC_ENABLE, _FAST_STRINGS), (_IA32_MTRR_DEF_TYPE, _MTRR_ENABLED_WRITE_BACK)):
+    for index, bits in ((_IA32_MISC_ENABLE, _FAST_STRINGS), (_IA32_MTRR_DEF_TYPE, _MTRR_ENABLED_WRITE_BACK)):
         try:
-            vcpu.set_msrs({index: value})
+            vcpu.set_msrs({index: vcpu.msrs([index])[index] | bits})
         except MsrError:
             continue  # not one of this CPU's registers: nothing to set up

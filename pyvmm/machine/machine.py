@@ -138,12 +138,13 @@ class Machine:
         self.engines: list[DirectEngine] = []
         for index in range(cpus):
             vcpu = self.kvm.create_vcpu(index)
-            vcpu.set_cpuid2(vcpu_cpuid(supported, index, cpus, tsc_deadline=deadline))
+            vcpu.set_cpuid2(vcpu_cpuid(supported, index, cpus, apic=self.kernel_irqchip, tsc_deadline=deadline))
             set_up_msrs(vcpu)
             if self.kernel_irqchip:
                 set_up_lapic(vcpu)
             self.vcpus.append(vcpu)
-            self.engines.append(DirectEngine(vcpu, Dispatcher(self.pio, self.mmio, self.lock if cpus > 1 else None)))
+            dispatcher = Dispatcher(self.pio, self.mmio, self.lock if cpus > 1 else None)
+            self.engines.append(DirectEngine(vcpu, dispatcher, irqchip=self.kernel_irqchip))
         self._control = Control(self.engines)
         self._watchdog = Watchdog(self._control, detect_halt=self.kernel_irqchip)
         self.image: BootImage | None = None
@@ -174,6 +175,7 @@ class Machine:
         line = None if irq is None else self.irq_line(irq)
         mapping = self.mmio.attach(mmio, size, device) if mmio is not None else self.pio.attach(pio or 0, size, device)
         if line is not None:
+            device.irq.set(False)
             device.irq = line
         for engine in self.engines:
             engine.forget_bindings()
@@ -205,9 +207,15 @@ class Machine:
         """
         if self.image is not None:
             raise UsageError("an image is loaded already: make a new machine for another one")
-        self.image = load(image, self.memory, BootOptions(cpus=self.cpus, **options))
-        self.engines[0].set_state(self.image.state)
-        return self.image
+        boot = BootOptions(cpus=self.cpus, mp_table=self.kernel_irqchip, **options)
+        try:
+            loaded = load(image, self.memory, boot)
+            self.engines[0].set_state(loaded.state)
+        except BaseException:
+            self.memory.clear()  # loaders count on zeroed RAM, so what a failed one left must not stay
+            raise
+        self.image = loaded
+        return loaded
 
     def state(self, cpu: int = 0) -> CpuState:
         """Read the registers of a vCPU while the machine is not running."""
@@ -245,7 +253,7 @@ class Machine:
         Args:
             timeout: wall-clock seconds.
             until: called after each exit, between instructions; a true value ends the run.
-            max_exits: number of exits, over all vCPUs.
+            max_exits: number of exits, over all vCPUs; with several of them, what the others have under way then comes on top.
 
         Returns:
             Why the run ended; after a crash with a failure report.
@@ -270,11 +278,11 @@ class Machine:
         signals = DeferredSignals(lambda name: control.stop(EndReason.USER, name))
         condition = None if until is None else lambda: until(self)
         threads = VcpuThreads(self.engines, control, self.lock, self._watchdog, until=condition, max_exits=max_exits)
-        self._running = True
-        if self.pc is not None:
-            self.pc.start()
         began = time.monotonic()
+        self._running = True
         try:
+            if self.pc is not None:
+                self.pc.start()
             with signals:
                 self._watchdog.begin(timeout)
                 threads.run()
@@ -293,12 +301,25 @@ class Machine:
         return self.result
 
     def stop(self, detail: str = "") -> None:
-        """End the run from another thread, a device or a console; `run` returns with reason "user"."""
-        self._control.stop(EndReason.USER, detail)
+        """End the present run from another thread, a device or a console; `run` returns with reason "user".
+
+        Between runs this does nothing.
+        """
+        if not self._closed:
+            self._control.stop(EndReason.USER, detail)
+
+    @property
+    def stopping(self) -> bool:
+        """Tell whether the present run is about to end."""
+        return self._control.stopping
 
     def post(self, work: Callable[[], Any]) -> None:
-        """Have `work` called on a vCPU's thread between two exits: how other threads reach devices."""
-        self._control.post(work)
+        """Have `work` called on a vCPU's thread between two exits, in the next run if none is under way.
+
+        This is how other threads reach devices.
+        """
+        if not self._closed:
+            self._control.post(work)
 
     def statistics(self) -> Statistics:
         """Add up what was counted since the machine was made; not while it runs."""
@@ -312,16 +333,24 @@ class Machine:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Release vCPUs, VM and memory; arrays of guest memory that a caller still holds stay valid."""
+        """Release vCPUs, VM and memory; arrays of guest memory that a caller still holds stay valid.
+
+        Raises:
+            UsageError: another thread is running the machine.
+        """
         if self._closed:
             return
+        if getattr(self, "_running", False):
+            raise UsageError("the machine is running: stop() it and wait for run() to return, then close it")
         self._closed = True
+        if getattr(self, "pc", None) is not None:
+            self.pc.close()  # type: ignore[union-attr]
+        if hasattr(self, "console"):
+            self.console.close()  # its reader may post until here
         if hasattr(self, "_watchdog"):
             self._watchdog.close()
         for engine in getattr(self, "engines", ()):
             engine.close()
-        if hasattr(self, "console"):
-            self.console.close()
         self._system.close()
         self.memory.close()
 

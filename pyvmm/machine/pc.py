@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyvmm.devices import acpipm, cmos, debugcon, debugexit, fwcfg, pci, postcode
@@ -10,7 +12,7 @@ from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.resetport import SYSTEM_CONTROL_A, SystemControlA
 from pyvmm.devices.testdev import TestDevice
 from pyvmm.devices.uart import Uart
-from pyvmm.memory import PAGE_SIZE
+from pyvmm.errors import GuestMemoryError
 
 if TYPE_CHECKING:
     from pyvmm.devices.device import IrqLine
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 COM1, COM1_IRQ = 0x3F8, 4
 COM2, COM2_IRQ = 0x2F8, 3
+_INPUT_LIMIT = 64 << 10
+"""Bytes of console input that may wait for the guest before their reader has to."""
 _KEYBOARD_IRQ, _SCI = 1, 9
 
 
@@ -35,6 +39,7 @@ class Pc:
         """Attach the devices to `machine`; what the guest sends to COM1 or port 0xE9 goes to `console`."""
         self._machine = machine
         self._started = False
+        self._closing = False
         self.console = console
 
         def irq(gsi: int) -> IrqLine | None:
@@ -60,7 +65,8 @@ class Pc:
         TestDevice(lines, self._flush).attach_to(machine.pio, machine.mmio)
 
     def _flush(self, gpa: int) -> None:
-        if self._machine.memory.contains(gpa, PAGE_SIZE):
+        # A test device's service, so a page that cannot be unmapped alone (it is not RAM, or part of a huge one) stays.
+        with suppress(GuestMemoryError, OSError):
             self._machine.memory.unmap(gpa)
 
     def start(self) -> None:
@@ -69,4 +75,16 @@ class Pc:
             return
         self._started = True
         self.console.on_quit = lambda: self._machine.stop("by the console's user")
-        self.console.start(lambda data: self._machine.post(lambda: self.serial.receive(data)))
+        self.console.stopping = lambda: self._machine.stopping  # type: ignore[method-assign]
+        self.console.start(self._deliver)
+
+    def close(self) -> None:
+        """Let a reader that waits for the guest go."""
+        self._closing = True
+
+    def _deliver(self, data: bytes) -> None:
+        # Input from a file or a paste can be faster than any guest: its reader waits here, and loses nothing.
+        while self.serial.waiting > _INPUT_LIMIT and not self._closing:
+            time.sleep(0.01)
+        if not self._closing:
+            self._machine.post(lambda: self.serial.receive(data))

@@ -20,7 +20,7 @@ class DeferredSignals:
     stays ignored.
     """
 
-    def __init__(self, stop: Callable[[str], None]) -> None:
+    def __init__(self, stop: Callable[[str], object]) -> None:
         self._stop = stop
         self._former: dict[int, _Handler] = {}
         self._caught: int | None = None

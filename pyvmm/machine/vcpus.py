@@ -9,7 +9,7 @@ from pyvmm.devices.device import DebugExit, PowerOff, Reset
 from pyvmm.engine import exits
 from pyvmm.engine.direct import DirectEngine
 from pyvmm.machine.control import Control
-from pyvmm.machine.result import EndReason
+from pyvmm.machine.result import CRASHES, EndReason
 from pyvmm.machine.watchdog import Watchdog
 
 _SYSTEM_EVENTS = {1: EndReason.POWER_OFF, 2: EndReason.RESET, 3: EndReason.GUEST_CRASH}
@@ -78,65 +78,64 @@ class VcpuThreads:
             if engine.index == 0:
                 with self._lock:
                     control.work()
-            budget = self._claim()
-            if budget == 0:
-                control.stop(EndReason.MAX_EXITS, vcpu=engine.index)
-                break
+            budget = 1 if self._stepwise else self._left
             left = engine.run(budget)
-            if self._left is not None:
-                with self._lock:
-                    self._left += engine.unspent
             if isinstance(left, exits.Interrupted):
                 control.answer_idle(engine.index)
             elif not isinstance(left, exits.BudgetSpent):
                 crashed = self._end(engine, left)
+            if budget is not None:
+                self._count(engine, budget - engine.unspent)
             if self._until is not None and not control.stopping:
+                engine.settle()
                 with self._lock:
                     if self._until():
                         control.stop(EndReason.UNTIL, vcpu=engine.index)
         if not crashed:
             engine.settle()
 
-    def _claim(self) -> int | None:
-        """Take exits out of what is left: the limit holds for all vCPUs together. None means no limit."""
-        if self._left is None:
-            return 1 if self._stepwise else None
-        with self._lock:
-            claim = min(self._left, 1) if self._stepwise else self._left
-            self._left -= claim
-        return claim
+    def _count(self, engine: DirectEngine, taken: int) -> None:
+        """Take exits from what is left for all vCPUs together; a vCPU that waits to be started takes none."""
+        if self._left is not None:
+            with self._lock:
+                self._left -= taken
+                if self._left <= 0:
+                    self._control.stop(EndReason.MAX_EXITS, vcpu=engine.index)
 
     def _end(self, engine: DirectEngine, left: exits.Exit) -> bool:
         """End the run for an exit that devices could not serve; tell whether the vCPU crashed."""
-        stop, index = self._control.stop, engine.index
-        match left:
-            case exits.DeviceAction(action=action):
-                match action:
-                    case PowerOff():
-                        stop(EndReason.POWER_OFF, vcpu=index)
-                    case Reset():
-                        stop(EndReason.RESET, vcpu=index)
-                    case DebugExit():
-                        stop(EndReason.DEBUG_EXIT, vcpu=index, value=action.value)
-                    case _:
-                        raise TypeError(f"a device's write returned {action!r}: return None or an Action")
-                return False
-            case exits.Halt():
-                stop(EndReason.HALT, "the machine has no interrupt controller that could wake it", index)
-                return False
-            case exits.Debug(pc=pc):
-                stop(EndReason.DEBUG, f"at {pc:#x}", index)
-                return False
-            case exits.SystemEvent(type=event):
-                stop(_SYSTEM_EVENTS.get(event, EndReason.UNKNOWN_EXIT), f"system event {event}", index)
-                return event not in (1, 2)
-            case exits.Shutdown():
-                stop(EndReason.TRIPLE_FAULT, vcpu=index)
-            case exits.InternalError(suberror=suberror):
-                stop(EndReason.INTERNAL_ERROR, f"suberror {suberror}", index)
-            case exits.FailEntry(reason=reason):
-                stop(EndReason.FAILED_ENTRY, f"hardware reason {reason:#x}", index)
-            case exits.UnknownExit(reason=reason):
-                stop(EndReason.UNKNOWN_EXIT, f"exit reason {reason}", index)
-        self.crash = left
+        reason, detail, value = _meaning(left)
+        first = self._control.stop(reason, detail, engine.index, value)
+        if reason not in CRASHES:
+            return False
+        if first:
+            self.crash = left
         return True
+
+
+def _meaning(left: exits.Exit) -> tuple[EndReason, str, int | None]:
+    """Tell reason, detail and debug-exit value of the end that an exit brings."""
+    match left:
+        case exits.DeviceAction(action=PowerOff()):
+            return EndReason.POWER_OFF, "", None
+        case exits.DeviceAction(action=Reset()):
+            return EndReason.RESET, "", None
+        case exits.DeviceAction(action=DebugExit(value=value)):
+            return EndReason.DEBUG_EXIT, "", value
+        case exits.DeviceAction(action=action):
+            raise TypeError(f"a device's write returned {action!r}: return None or an Action")
+        case exits.Halt():
+            return EndReason.HALT, "the machine has no interrupt controller that could wake it", None
+        case exits.Debug(pc=pc):
+            return EndReason.DEBUG, f"at {pc:#x}", None
+        case exits.SystemEvent(type=event):
+            return _SYSTEM_EVENTS.get(event, EndReason.UNKNOWN_EXIT), f"system event {event}", None
+        case exits.Shutdown():
+            return EndReason.TRIPLE_FAULT, "", None
+        case exits.InternalError(suberror=suberror):
+            return EndReason.INTERNAL_ERROR, f"suberror {suberror}", None
+        case exits.FailEntry(reason=reason):
+            return EndReason.FAILED_ENTRY, f"hardware reason {reason:#x}", None
+        case exits.UnknownExit(reason=reason):
+            return EndReason.UNKNOWN_EXIT, f"exit reason {reason}", None
+    raise AssertionError(f"the run loop has no meaning for {left!r}")

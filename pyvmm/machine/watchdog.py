@@ -1,7 +1,7 @@
 """The watchdog of a machine: the time limit of a run, and the guest that has halted for good.
 
 With the in-kernel interrupt controller a HLT with interrupts off never leaves KVM_RUN. The watchdog looks at the CPU
-time of the vCPU threads, which costs the guest nothing, and asks the vCPUs only when none of them has used any since the
+time of the vCPU threads, which costs the guest nothing, and asks the vCPUs only when none of them has used much since the
 last look.
 """
 
@@ -15,6 +15,8 @@ from pyvmm.machine.result import EndReason
 
 _FIRST_LOOK = 0.005
 _LONGEST_LOOK = 0.1
+_BUSY = 0.1
+"""Share of the time that a vCPU runs for if it is not halted: a timer that fires in vain costs its thread a little too."""
 
 
 class Watchdog:
@@ -80,14 +82,14 @@ class Watchdog:
         """Watch one run, or several that follow each other within one look; holds the lock but while it waits."""
         look = _FIRST_LOOK if self._detect_halt else _LONGEST_LOOK
         used: list[float] = []
-        asked: list[float] | None = None
+        asked = False
         while True:
             deadline = self._deadline
             woken = self._changed.wait(look if deadline is None else min(look, max(deadline - time.monotonic(), 0.0)))
             if not self._running:
                 return
             if woken:
-                look, used, asked = _FIRST_LOOK if self._detect_halt else _LONGEST_LOOK, [], None
+                look, used, asked = _FIRST_LOOK if self._detect_halt else _LONGEST_LOOK, [], False
                 continue  # another run has begun
             if deadline is not None and deadline == self._deadline and time.monotonic() >= deadline:
                 self._control.stop(EndReason.TIMEOUT, f"{self._timeout:g} s")
@@ -99,16 +101,14 @@ class Watchdog:
             if not used or len(before) != len(used):
                 continue  # vCPU threads are still starting, or ending
             spent = _most(used, before)
-            if spent > 0:
+            if spent > look * _BUSY:
                 # Each look costs the guest a little: look rarely at one that is busy, soon again at one that may have halted.
                 look = min(look * 2, _LONGEST_LOOK) if spent > look / 2 else _FIRST_LOOK
+                asked = False
                 continue
-            if asked is not None and _most(used, asked) < _FIRST_LOOK / 2:
-                # All that ran since the last question was the answer to it: an idle guest that a timer will wake.
-                look = min(look * 2, _LONGEST_LOOK)
-            else:
-                look = _FIRST_LOOK
-            asked = used
+            # A guest that sleeps until a timer wakes it looks the same, so ask it less and less often.
+            look = min(look * 2, _LONGEST_LOOK) if asked else _FIRST_LOOK
+            asked = True
             self._control.ask_idle()
 
     def _cpu_times(self) -> list[float]:

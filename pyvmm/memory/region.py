@@ -15,6 +15,7 @@ PAGE_SIZE = 4096
 HUGE_PAGE_SIZE = 2 << 20
 HUGEPAGE_MODES = ("none", "thp", "2M")
 
+_THP_SHMEM = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 _MAP_NORESERVE = 0x4000  # <asm-generic/mman.h>; Python's mmap names it from 3.13 on
 
 
@@ -41,6 +42,10 @@ class Region:
         """
         if hugepages not in HUGEPAGE_MODES:
             raise UsageError(f"hugepages={hugepages!r}: use one of {', '.join(HUGEPAGE_MODES)}")
+        if hugepages == "thp" and _thp_policy() in ("never", "deny"):
+            raise HostError(
+                f"transparent huge pages are off for shared memory here: as root, echo advise > {_THP_SHMEM}, or use 2M"
+            )
         unit = HUGE_PAGE_SIZE if hugepages == "2M" else PAGE_SIZE
         if size <= 0 or size % unit or gpa < 0 or gpa % PAGE_SIZE:
             raise UsageError(f"a region of {size:#x} bytes at {gpa:#x} is not made of whole {unit >> 10} KiB pages")
@@ -58,7 +63,11 @@ class Region:
                 os.close(self.fd)
             raise HostError(_no_memory(size, hugepages, error)) from None
         if hugepages == "thp":
-            self._mapping.madvise(mmap.MADV_HUGEPAGE)
+            try:
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:
+                os.close(self.fd)
+                raise HostError("this host's kernel has no transparent huge pages: use hugepages none or 2M") from None
         self.view = memoryview(self._mapping)
         self.hva: int = int(np.frombuffer(self._mapping, np.uint8).__array_interface__["data"][0])
 
@@ -90,6 +99,15 @@ class Region:
             self._mapping.close()
         except BufferError:
             return  # a live view keeps the mapping; its last reference unmaps it
+
+
+def _thp_policy() -> str:
+    """Return the kernel's choice for transparent huge pages in shared memory, "" where it cannot be read."""
+    try:
+        with open(_THP_SHMEM, encoding="ascii") as file:
+            return file.read().partition("[")[2].partition("]")[0]
+    except OSError:
+        return ""
 
 
 def _no_memory(size: int, hugepages: str, error: Exception) -> str:

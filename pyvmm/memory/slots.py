@@ -64,8 +64,9 @@ class SlotTable:
 
     def set_log_dirty(self, slot: Slot, on: bool) -> None:
         """Start or stop the dirty log of a slot; starting clears it."""
-        slot.flags = slot.flags & ~MemFlag.LOG_DIRTY_PAGES | MemFlag.LOG_DIRTY_PAGES * on
-        self._register(slot)
+        changed = Slot(slot.number, slot.region, slot.flags & ~MemFlag.LOG_DIRTY_PAGES | MemFlag.LOG_DIRTY_PAGES * on)
+        self._register(changed)
+        slot.flags = changed.flags
 
     def remove(self, slot: Slot) -> None:
         """Take a slot away from the guest; its region stays mapped in this process."""

@@ -53,23 +53,35 @@ def test_each_vcpu_has_its_own_apic_id(cpus: int) -> None:
         (4, 0, 0x1FF03FE1, 0, 0, 0),
         (4, 4, 0, 0, 0, 0),
         (0xB, 0, 0, 0, 0, 99),
-        (0xB, 1, 0, 0, 1, 99),
         (0x80000008, 0, 0x3030, 0, 0x7FFF, 0),
+        (0x8000001D, 0, 0x1FF03F21, 0, 0, 0),
+        (0x8000001D, 3, 0x1FF03F63, 0, 0, 0),
         (0x8000001E, 0, 99, 99, 99, 0),
     )
     before = supported.copy()
     for index in {0, cpus - 1}:
         table = vcpu_cpuid(supported, index, cpus, tsc_deadline=True)
-        assert int(table["ebx"][0]) == index << 24 | (cpus & 0xFF) << 16 | 0xCCDD
-        assert bool(table["edx"][0] >> 28 & 1) == (cpus > 1)
-        assert table["ecx"][0] >> 24 & 1
-        assert int(table["eax"][1]) >> 26 == (cpus - 1) & 0x3F
-        assert int(table["eax"][2]) == 0
-        assert table["edx"][3] == table["edx"][4] == index
-        assert (int(table["ebx"][4]), int(table["ecx"][4]) >> 8) == (cpus, 2)
-        assert 1 << int(table["eax"][4]) >= cpus
-        assert int(table["ecx"][5]) & 0xFF == (cpus - 1) & 0xFF
-        assert int(table["eax"][6]) == index
+
+        def leaf(function: int, register: str, sub: int = 0, table: Any = table) -> int:
+            (found,) = table[register][(table["function"] == function) & (table["index"] == sub)]
+            return int(found)
+
+        assert leaf(1, "ebx") == index << 24 | (cpus & 0xFF) << 16 | 0xCCDD
+        assert bool(leaf(1, "edx") >> 28 & 1) == (cpus > 1)
+        assert leaf(1, "ecx") >> 24 & 1 and leaf(1, "ecx") >> 31 & 1
+        assert leaf(4, "eax") >> 26 == min(cpus - 1, 63)
+        assert leaf(4, "eax", 4) == 0
+        assert leaf(0xB, "edx") == leaf(0xB, "edx", 1) == index
+        assert (leaf(0xB, "ebx"), leaf(0xB, "ecx") >> 8, leaf(0xB, "eax")) == (1, 1, 0)
+        assert (leaf(0xB, "ebx", 1), leaf(0xB, "ecx", 1) >> 8) == (cpus, 2)
+        assert 1 << leaf(0xB, "eax", 1) >= cpus
+        assert (leaf(0xB, "ebx", 2), leaf(0xB, "ecx", 2) >> 8) == (0, 0)
+        assert leaf(0x80000008, "ecx") & 0xFF == (cpus - 1) & 0xFF
+        assert leaf(0x8000001D, "eax") >> 14 & 0xFFF == 0
+        assert leaf(0x8000001D, "eax", 3) >> 14 & 0xFFF == cpus - 1
+        assert leaf(0x8000001E, "eax") == index
+        bare = vcpu_cpuid(supported, index, cpus, apic=False)
+        assert not int(bare["edx"][bare["function"] == 1][0]) >> 9 & 1
     assert (supported == before).all()
 
 
