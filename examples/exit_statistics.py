@@ -1,6 +1,6 @@
 """Exit statistics as a table: who made the guest leave, how often, and what it cost.
 
-Run: python examples/exit_statistics.py [IMAGE]        (default: the timer guest; build it with make -C guests)
+Run: python examples/exit_statistics.py [IMAGE]        (default: guest:timer; needs rich: pip install rich)
 """
 
 import sys
@@ -11,8 +11,7 @@ from rich.table import Table
 
 from pyvmm import Machine
 
-default = Path(__file__).resolve().parent.parent / "guests" / "build" / "timer.elf"
-image = sys.argv[1] if len(sys.argv) > 1 else str(default)
+image = sys.argv[1] if len(sys.argv) > 1 else "guest:timer"
 
 with Machine("64M") as vm:
     vm.load(image)

@@ -49,4 +49,12 @@ class DeviceError(PyvmmError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived during a run; like Ctrl-C it surfaces after every vCPU has stopped."""
+    """A signal that ends the process arrived; like Ctrl-C it surfaces after every vCPU has stopped.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"signal {signal}")
+        self.signal = signal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -47,6 +48,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     # A KVM test never skips: a run without KVM must not look like one that passed.
     if item.get_closest_marker("kvm") is not None and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.fail("this test needs /dev/kvm, readable and writable; there is none here", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _default_interrupt() -> Iterator[None]:
+    """Give SIGINT its usual meaning: a job that a shell put into the background starts with the signal ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.fixture(scope="session")

@@ -54,8 +54,8 @@ def _exits(rounds: int) -> tuple[dict[str, Any], list[str]]:
 
 
 def _start(rounds: int) -> tuple[dict[str, Any], list[str]]:
-    from pyvmm.cli.files import guest_path
     from pyvmm.experiments.startup import measure_start
+    from pyvmm.machine.guests import guest_path
 
     cost = measure_start(guest_path("guest:hello-elf64"), rounds)
     numpy, ours = statistics.median(cost.numpy), statistics.median(cost.pyvmm)

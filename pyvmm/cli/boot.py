@@ -7,10 +7,12 @@ import sys
 from typing import Any
 
 from pyvmm.boot.options import FORMATS, MODES
-from pyvmm.cli.files import guest_path, write_json
+from pyvmm.cli.files import write_json
 from pyvmm.cli.parser import address, seconds, size
+from pyvmm.devices.console import Console, parse_console
 from pyvmm.errors import UsageError
 from pyvmm.machine import IRQCHIPS, Machine, Result
+from pyvmm.machine.result import STATUS_USAGE
 from pyvmm.memory.region import HUGEPAGE_MODES
 
 
@@ -59,9 +61,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Boot, run, report; return the guest's exit status."""
-    from pyvmm.devices.console import parse_console
-
-    image = guest_path(options.image)
     modules = [_module(text) for text in options.module]
     stats = None if options.stats is None else write_json(options.stats)
     console = parse_console(options.console)
@@ -77,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
             kvm=options.kvm,
         ) as vm:
             loaded = vm.load(
-                image,
+                options.image,
                 cmdline=options.cmdline,
                 initrd=options.initrd,
                 modules=modules,
@@ -95,9 +94,17 @@ def run(options: argparse.Namespace) -> int:
                 if stats is not None and vm.result is not None:
                     stats(_statistics(vm, options))
             _close(result, options.quiet)
-            return result.status
+            return _lost_output(console) or result.status
     finally:
         console.close()
+
+
+def _lost_output(console: Console) -> int:
+    """Say so if the guest's output could not be written; a reader that has seen enough and gone is no error."""
+    if console.error is None or isinstance(console.error, BrokenPipeError):
+        return 0
+    _say(f"pyvmm: console output was lost: {console.error.strerror}")
+    return STATUS_USAGE
 
 
 def _module(text: str) -> tuple[str, str]:
@@ -112,10 +119,12 @@ def _statistics(vm: Machine, options: argparse.Namespace) -> dict[str, Any]:
     from pyvmm.host.info import describe_host
 
     result = vm.result
+    lost = vm.console.error
     return {
         "pyvmm": __version__,
         "arguments": {name: value for name, value in vars(options).items() if name != "command"},
         "image_format": None if vm.image is None else vm.image.format,
+        "console_error": None if lost is None else lost.strerror,
         "result": None if result is None else result.to_dict(),
         "statistics": vm.statistics().to_dict(),
         "memory": {"size": vm.memory.size, "slots": [_slot(vm, slot.number) for slot in vm.slots]},

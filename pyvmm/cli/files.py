@@ -1,4 +1,4 @@
-"""Files that commands read and write."""
+"""Files that commands write."""
 
 from __future__ import annotations
 
@@ -8,38 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 from pyvmm.errors import HostError, UsageError
-
-_PREFIX = "guest:"
-
-
-def guest_folder() -> str | None:
-    """Find the built guests: in the installed package, else in the source tree that this runs from."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    for folder in (os.path.join(package, "_guests"), os.path.join(os.path.dirname(package), "guests", "build")):
-        if os.path.isdir(folder):
-            return folder
-    return None
-
-
-def list_guests() -> dict[str, str]:
-    """Return the built guests: name to path, in alphabetical order."""
-    folder = guest_folder()
-    if folder is None:
-        return {}
-    files = sorted(name for name in os.listdir(folder) if name.endswith((".elf", ".bin")))
-    return {name.rsplit(".", 1)[0]: os.path.join(folder, name) for name in files}
-
-
-def guest_path(image: str) -> str:
-    """Return the path that `image` names: `guest:NAME` is one of pyvmm's own guests, all else a path."""
-    if not image.startswith(_PREFIX):
-        return image
-    guests = list_guests()
-    name = image.removeprefix(_PREFIX)
-    if name not in guests:
-        known = ", ".join(guests) if guests else "none are built: run make -C guests"
-        raise UsageError(f"no guest named {name!r} ({known})")
-    return guests[name]
 
 
 def write_json(path: str) -> Callable[[Any], None]:

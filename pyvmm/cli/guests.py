@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pyvmm.cli.files import list_guests
 from pyvmm.errors import HostError
+from pyvmm.machine.guests import list_guests
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

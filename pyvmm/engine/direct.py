@@ -108,7 +108,7 @@ class DirectEngine:
                 if budget is not None and not length_hint(turns):
                     return exits.BudgetSpent()
                 bindings.sample()
-        except Exception as error:
+        except BaseException as error:
             if operation is not None:
                 _annotate(error, operation)
             raise
@@ -203,6 +203,11 @@ class DirectEngine:
                 pass
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
+    @property
+    def busy(self) -> bool:
+        """Tell whether another thread is running this vCPU."""
+        return self._thread not in (None, threading.get_ident())
+
     def kick(self) -> None:
         """Make `run` return `Interrupted` soon; callable from any thread and from signal handlers."""
         with self._guard:
@@ -245,6 +250,6 @@ def _access_words(operation: Operation) -> str:
     return f"{cell.kind} of {size} bytes at {where} ({cell.device})"
 
 
-def _annotate(error: Exception, operation: Operation) -> None:
+def _annotate(error: BaseException, operation: Operation) -> None:
     """Tell the reader of a traceback which access the device was serving."""
     error.add_note(f"pyvmm: raised while a device served a {_access_words(operation)}")

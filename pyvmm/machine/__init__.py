@@ -1,6 +1,7 @@
 """Machine: memory, engines, devices and boot brought together; the run loop and its results."""
 
-from pyvmm.machine.machine import IRQCHIPS, Machine
+from pyvmm.machine.arguments import IRQCHIPS
+from pyvmm.machine.machine import Machine
 from pyvmm.machine.result import EndReason, Result
 
 __all__ = ["IRQCHIPS", "EndReason", "Machine", "Result"]

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
-from pyvmm.boot import BootImage, BootOptions, load
-from pyvmm.boot.layout import KVM_IDENTITY_MAP, KVM_TSS
+from pyvmm.boot import BootImage, Content, load
+from pyvmm.boot.layout import IOAPIC, LAPIC
 from pyvmm.devices.bus import Bus, Mapping
 from pyvmm.devices.console import Console, MemoryConsole
 from pyvmm.devices.device import Device, IrqLine
 from pyvmm.engine.direct import DirectEngine
-from pyvmm.engine.dispatch import Dispatcher
 from pyvmm.engine.state import CpuState
-from pyvmm.errors import HostError, UsageError
+from pyvmm.errors import UsageError
+from pyvmm.machine.arguments import boot_content, boot_options, check_limits, check_machine, whole
 from pyvmm.machine.control import Control
-from pyvmm.machine.cpuid import vcpu_cpuid
 from pyvmm.machine.failure import report_failure
-from pyvmm.machine.firmware import set_up_lapic, set_up_msrs, set_up_pics
+from pyvmm.machine.hardware import build
 from pyvmm.machine.irq import IrqLines
 from pyvmm.machine.pc import Pc
 from pyvmm.machine.result import EndReason, Result
 from pyvmm.machine.signals import DeferredSignals
 from pyvmm.machine.vcpus import VcpuThreads
 from pyvmm.machine.watchdog import Watchdog
-from pyvmm.memory import GuestMemory, SlotTable, parse_size
-from pyvmm.pykvm import Cap, System, Vcpu
+from pyvmm.memory import GuestMemory, parse_size
+from pyvmm.pykvm import System
 
 if TYPE_CHECKING:
     from pyvmm.machine.statistics import Statistics
     from pyvmm.paging.result import Walk
     from pyvmm.paging.state import Access
-
-IRQCHIPS = ("kernel", "none")
-MAX_CPUS = 254
-"""xAPIC ids are 8 bits wide and 255 is the broadcast (SDM vol. 3, 11.6.1)."""
 
 _PIO_SIZE = 1 << 16
 _MMIO_SIZE = 1 << 52
@@ -64,8 +60,8 @@ class Machine:
 
     def __init__(
         self,
-        memory: int | str = "128M",
-        cpus: int = 1,
+        memory: SupportsIndex | str = "128M",
+        cpus: SupportsIndex = 1,
         *,
         console: Console | None = None,
         devices: str = "pc",
@@ -87,69 +83,36 @@ class Machine:
             UsageError: a value cannot work.
             HostError: this host cannot do it: no KVM, no right, not enough memory.
         """
-        if devices not in ("pc", "none"):
-            raise UsageError(f"devices={devices!r}: use pc or none")
-        if irqchip not in IRQCHIPS:
-            raise UsageError(f"irqchip={irqchip!r}: use one of {', '.join(IRQCHIPS)}")
-        if not 1 <= cpus <= MAX_CPUS:
-            raise UsageError(f"{cpus} CPUs: use 1 to {MAX_CPUS}")
-        if cpus > 1 and irqchip == "none":
-            raise UsageError("several CPUs need the in-kernel interrupt controller: use irqchip=kernel, or 1 CPU")
-        self._closed = False
+        size = parse_size(memory) if isinstance(memory, str) else whole(memory, "memory")
+        self.cpus = whole(cpus, "cpus")
+        check_machine(self.cpus, console, devices, irqchip)
+        self.kernel_irqchip = irqchip == "kernel"
+        self.pio = Bus("pio", _PIO_SIZE)
+        self.mmio = Bus("mmio", _MMIO_SIZE)
+        self.lock = threading.RLock()
+        self.image: BootImage | None = None
+        self.result: Result | None = None
+        self._running = False
+        self._closed = True  # until there is something to close
         self._system = System(kvm)
         try:
-            self.memory = GuestMemory(parse_size(memory), hugepages=hugepages)
+            self.memory = GuestMemory(size, hugepages=hugepages)
         except BaseException:
             self._system.close()
             raise
+        self._closed = False
         try:
-            self._build(cpus, irqchip)
+            self.kvm, self.slots, self.vcpus, self.engines = build(
+                self._system, self.memory, self.cpus, self.kernel_irqchip, (self.pio, self.mmio), self.lock
+            )
+            self._irqs = IrqLines(self.kvm)
+            self._control = Control(self.engines)
+            self._watchdog = Watchdog(self._control, detect_halt=self.kernel_irqchip)
             self.console: Console = MemoryConsole() if console is None else console
             self.pc = Pc(self, self.console) if devices == "pc" else None
         except BaseException:
             self.close()
             raise
-
-    def _build(self, cpus: int, irqchip: str) -> None:
-        system = self._system
-        most = system.check_extension(Cap.MAX_VCPUS)
-        if cpus > most:
-            raise HostError(f"{cpus} CPUs: this host's KVM allows {most} in a VM")
-        self.cpus = cpus
-        self.kernel_irqchip = irqchip == "kernel"
-        self.kvm = system.create_vm()
-        # The slots come first: once there is an interrupt controller, adding one waits some 5 ms for an SRCU grace period.
-        self.slots = SlotTable(self.kvm)
-        for region in self.memory.regions:
-            self.slots.add(region)
-        self.kvm.set_identity_map_addr(KVM_IDENTITY_MAP)
-        self.kvm.set_tss_addr(KVM_TSS)
-        if self.kernel_irqchip:
-            self.kvm.create_irqchip()
-            self.kvm.create_pit2()
-            set_up_pics(self.kvm)
-        self.pio = Bus("pio", _PIO_SIZE)
-        self.mmio = Bus("mmio", _MMIO_SIZE)
-        self.lock = threading.RLock()
-        self._irqs = IrqLines(self.kvm)
-        deadline = self.kernel_irqchip and bool(system.check_extension(Cap.TSC_DEADLINE_TIMER))
-        supported = system.supported_cpuid()
-        self.vcpus: list[Vcpu] = []
-        self.engines: list[DirectEngine] = []
-        for index in range(cpus):
-            vcpu = self.kvm.create_vcpu(index)
-            vcpu.set_cpuid2(vcpu_cpuid(supported, index, cpus, apic=self.kernel_irqchip, tsc_deadline=deadline))
-            set_up_msrs(vcpu)
-            if self.kernel_irqchip:
-                set_up_lapic(vcpu)
-            self.vcpus.append(vcpu)
-            dispatcher = Dispatcher(self.pio, self.mmio, self.lock if cpus > 1 else None)
-            self.engines.append(DirectEngine(vcpu, dispatcher, irqchip=self.kernel_irqchip))
-        self._control = Control(self.engines)
-        self._watchdog = Watchdog(self._control, detect_halt=self.kernel_irqchip)
-        self.image: BootImage | None = None
-        self.result: Result | None = None
-        self._running = False
 
     # -- what a machine is made of -----------------------------------------------------------------------------------
 
@@ -167,6 +130,11 @@ class Machine:
         if (pio is None) == (mmio is None):
             raise UsageError(f"attach {device.name}: give either pio= or mmio=")
         if mmio is not None:
+            for chip, name in ((IOAPIC, "IOAPIC"), (LAPIC, "LAPIC")):
+                if self.kernel_irqchip and mmio < chip + 0x1000 and chip < mmio + size:
+                    raise UsageError(
+                        f"attach {device.name}: {mmio:#x} belongs to the in-kernel {name}; use another address"
+                    )
             for gpa, length in self.memory.ranges:
                 if mmio < gpa + length and gpa < mmio + size:
                     raise UsageError(
@@ -195,10 +163,11 @@ class Machine:
             raise UsageError(f"interrupt line {gsi}: use 0 to 23")
         return self._irqs.source(gsi)
 
-    def load(self, image: str | bytes, **options: Any) -> BootImage:
-        """Load a kernel image, given by path or content, and make vCPU 0 ready to start it.
+    def load(self, image: Content | bytearray | memoryview, **options: Any) -> BootImage:
+        """Load a kernel image and make vCPU 0 ready to start it.
 
         Args:
+            image: path, content as bytes, or `guest:NAME` for a guest that comes with pyvmm.
             options: the fields of `pyvmm.boot.BootOptions`: cmdline, initrd, modules, format, mode, load_addr, entry.
 
         Raises:
@@ -207,9 +176,13 @@ class Machine:
         """
         if self.image is not None:
             raise UsageError("an image is loaded already: make a new machine for another one")
-        boot = BootOptions(cpus=self.cpus, mp_table=self.kernel_irqchip, **options)
+        self._need_rest()
+        content = boot_content(image)
+        boot = boot_options(options, cpus=self.cpus, mp_table=self.kernel_irqchip)
         try:
-            loaded = load(image, self.memory, boot)
+            loaded = load(content, self.memory, boot)
+            if not self.kernel_irqchip:
+                loaded.state.apic_base = 0  # KVM keeps CPUID's APIC bit the same as this register's enable bit
             self.engines[0].set_state(loaded.state)
         except BaseException:
             self.memory.clear()  # loaders count on zeroed RAM, so what a failed one left must not stay
@@ -218,12 +191,12 @@ class Machine:
         return loaded
 
     def state(self, cpu: int = 0) -> CpuState:
-        """Read the registers of a vCPU while the machine is not running."""
-        return self.engines[cpu].state()
+        """Read the registers of a vCPU; while the machine runs, only from its own thread (in a device, in `until`)."""
+        return self._engine(cpu).state()
 
     def set_state(self, state: CpuState, cpu: int = 0) -> None:
-        """Replace the registers of a vCPU while the machine is not running."""
-        self.engines[cpu].set_state(state)
+        """Replace the registers of a vCPU; while the machine runs, only from its own thread (in a device, in `until`)."""
+        self._engine(cpu).set_state(state)
 
     def translate(self, gva: int, cpu: int = 0, access: Access | None = None) -> Walk:
         """Walk the guest's page tables for `gva` as vCPU `cpu` would now: every step, and the GPA or the fault.
@@ -235,6 +208,8 @@ class Machine:
         from pyvmm.paging.state import READ, PagingState
         from pyvmm.paging.walk import walk
 
+        if not 0 <= gva < 1 << 64:
+            raise UsageError(f"{gva:#x} is no linear address: use 0 to 2**64 - 1")
         state = self.state(cpu)
         features = paging_features(self.vcpus[cpu].cpuid2())
         paging = PagingState(state.cr0, state.cr3, state.cr4, state.efer, **features)
@@ -264,12 +239,10 @@ class Machine:
                 `Terminated`, unless the program has a handler of its own.
             UsageError: a limit makes no sense, the machine runs already, or its guest has crashed.
         """
-        if timeout is not None and not 0 < timeout < threading.TIMEOUT_MAX:
-            raise UsageError(f"timeout={timeout}: give seconds above 0")
-        if max_exits is not None and max_exits < 1:
-            raise UsageError(f"max_exits={max_exits}: give at least 1")
-        if self._closed or self._running:
-            raise UsageError("the machine is closed" if self._closed else "the machine is running already")
+        check_limits(timeout, max_exits)
+        if max_exits is not None:
+            max_exits = min(max_exits, sys.maxsize)  # the exit loop counts in the machine's words
+        self._need_rest()
         if self.result is not None and self.result.crashed:
             raise UsageError(f"{self.result}: a crashed guest cannot be run on; make a new machine")
         control = self._control
@@ -289,12 +262,14 @@ class Machine:
         finally:
             self._watchdog.end()
             self._running = False
+        seconds = time.monotonic() - began
+        exits = self._exits() - before
         if control.error is not None:
+            what = f"{type(control.error).__name__}: {control.error}".partition("\n")[0]
+            self.result = Result(EndReason.ERROR, what, seconds=seconds, exits=exits)
             raise control.error
         assert control.end is not None
         reason, detail, vcpu, value = control.end
-        seconds = time.monotonic() - began
-        exits = self._exits() - before
         report = None if threads.crash is None else report_failure(self, reason, detail, vcpu, threads.crash)
         self.result = Result(reason, detail, vcpu, value, seconds, exits, report)
         signals.deliver()
@@ -318,14 +293,29 @@ class Machine:
 
         This is how other threads reach devices.
         """
+        if not callable(work):
+            raise UsageError(f"post: {work!r} cannot be called")
         if not self._closed:
             self._control.post(work)
 
     def statistics(self) -> Statistics:
         """Add up what was counted since the machine was made; not while it runs."""
+        self._need_rest()
         from pyvmm.machine.statistics import take
 
         return take(self.engines, self.kvm, self.vcpus)
+
+    def _need_rest(self) -> None:
+        if self._closed or self._running:
+            raise UsageError("the machine is closed" if self._closed else "the machine is running: stop() it first")
+
+    def _engine(self, cpu: int) -> DirectEngine:
+        if self._closed or not 0 <= cpu < self.cpus:
+            raise UsageError("the machine is closed" if self._closed else f"vCPU {cpu}: use 0 to {self.cpus - 1}")
+        engine = self.engines[cpu]
+        if engine.busy:
+            raise UsageError(f"vCPU {cpu} is running: stop() the machine first, or ask from a device or from until=")
+        return engine
 
     def _exits(self) -> int:
         return sum(engine.dispatcher.exits for engine in self.engines)
@@ -353,6 +343,11 @@ class Machine:
             engine.close()
         self._system.close()
         self.memory.close()
+
+    def __del__(self) -> None:
+        # A machine that is dropped without close() gives its threads and descriptors back all the same.
+        if not getattr(self, "_closed", True) and not getattr(self, "_running", False):
+            self.close()
 
     def __enter__(self) -> Self:
         return self

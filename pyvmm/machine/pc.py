@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,8 @@ class Pc:
 
     def __init__(self, machine: Machine, console: Console) -> None:
         """Attach the devices to `machine`; what the guest sends to COM1 or port 0xE9 goes to `console`."""
-        self._machine = machine
+        # The console and its threads live as long as someone holds them; they must not keep the machine.
+        self._machine_ref = weakref.ref(machine)
         self._started = False
         self._closing = False
         self.console = console
@@ -66,25 +68,36 @@ class Pc:
 
     def _flush(self, gpa: int) -> None:
         # A test device's service, so a page that cannot be unmapped alone (it is not RAM, or part of a huge one) stays.
-        with suppress(GuestMemoryError, OSError):
-            self._machine.memory.unmap(gpa)
+        machine = self._machine_ref()
+        if machine is not None:
+            with suppress(GuestMemoryError, OSError):
+                machine.memory.unmap(gpa)
 
     def start(self) -> None:
         """Start to take the console's input: it is delivered to COM1 on a vCPU's thread, whichever thread reads it."""
         if self._started:
             return
-        self._started = True
-        self.console.on_quit = lambda: self._machine.stop("by the console's user")
-        self.console.stopping = lambda: self._machine.stopping  # type: ignore[method-assign]
+        self.console.on_quit = self._quit
+        self.console.stopping = self._stopping  # type: ignore[method-assign]
         self.console.start(self._deliver)
+        self._started = True
 
     def close(self) -> None:
         """Let a reader that waits for the guest go."""
         self._closing = True
 
+    def _quit(self) -> None:
+        if (machine := self._machine_ref()) is not None:
+            machine.stop("by the console's user")
+
+    def _stopping(self) -> bool:
+        machine = self._machine_ref()
+        return machine is None or machine.stopping
+
     def _deliver(self, data: bytes) -> None:
         # Input from a file or a paste can be faster than any guest: its reader waits here, and loses nothing.
         while self.serial.waiting > _INPUT_LIMIT and not self._closing:
             time.sleep(0.01)
-        if not self._closing:
-            self._machine.post(lambda: self.serial.receive(data))
+        machine = self._machine_ref()
+        if machine is not None and not self._closing:
+            machine.post(lambda: self.serial.receive(data))

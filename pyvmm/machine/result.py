@@ -29,6 +29,7 @@ class EndReason(StrEnum):
     DEBUG = "debug"
     TIMEOUT = "timeout"
     USER = "user"
+    ERROR = "error"
     UNTIL = "until"
     MAX_EXITS = "max-exits"
 
@@ -57,6 +58,7 @@ _MEANING = {
     EndReason.DEBUG: "a breakpoint or single step was hit",
     EndReason.TIMEOUT: "the time limit passed",
     EndReason.USER: "stopped by the user",
+    EndReason.ERROR: "an exception in the VMM ended the run",
     EndReason.UNTIL: "the condition of until= became true",
     EndReason.MAX_EXITS: "the limit of exits was reached",
 }
@@ -90,11 +92,13 @@ class Result(NamedTuple):
 
     @property
     def status(self) -> int:
-        """Tell the exit status: 0 by choice, 1 crash, 124 timeout, debug-exit `(value << 1) | 1` as QEMU's isa-debug-exit."""
+        """Tell the exit status: 0 by choice, 1 crash, 2 error, 124 timeout, debug-exit `(value << 1) | 1` as QEMU's."""
         if self.reason is EndReason.DEBUG_EXIT:
             return ((self.value or 0) << 1 | 1) & 0xFF
         if self.crashed:
             return STATUS_CRASH
+        if self.reason is EndReason.ERROR:
+            return STATUS_USAGE
         return STATUS_TIMEOUT if self.reason is EndReason.TIMEOUT else STATUS_OK
 
     def __str__(self) -> str:

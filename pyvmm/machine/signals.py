@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a run: stop every vCPU first, then let the signal have its usual effect."""
+"""Ctrl-C, SIGTERM and SIGHUP during a run: stop every vCPU first, then let the signal have its usual effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class DeferredSignals:
-    """Context in which SIGINT and SIGTERM call `stop(signal name)`; what they would have done happens in `deliver`.
+    """Context in which SIGINT, SIGTERM and SIGHUP call `stop(signal name)`; what they would have done happens in `deliver`.
 
     In a thread other than the main one, Python runs no signal handlers, and this does nothing. A signal that the process ignores
     stays ignored.
@@ -27,7 +27,7 @@ class DeferredSignals:
 
     def __enter__(self) -> DeferredSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 former = signal.getsignal(number)
                 if former not in (signal.SIG_IGN, None):
                     self._former[number] = former
@@ -49,5 +49,5 @@ class DeferredSignals:
         former = self._former[self._caught]
         if callable(former):
             former(self._caught, None)
-        elif self._caught == signal.SIGTERM:
-            raise Terminated("SIGTERM")
+        else:
+            raise Terminated(self._caught)

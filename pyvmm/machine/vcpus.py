@@ -104,7 +104,11 @@ class VcpuThreads:
 
     def _end(self, engine: DirectEngine, left: exits.Exit) -> bool:
         """End the run for an exit that devices could not serve; tell whether the vCPU crashed."""
-        reason, detail, value = _meaning(left)
+        try:
+            reason, detail, value = _meaning(left)
+        except TypeError as error:
+            error.add_note(f"pyvmm: it was a {engine.recent_exits()[-1]}")
+            raise
         first = self._control.stop(reason, detail, engine.index, value)
         if reason not in CRASHES:
             return False

@@ -71,12 +71,15 @@ class Watchdog:
             self._thread.join()
 
     def _serve(self) -> None:
-        with self._changed:
-            while not self._closed:
-                if self._running:
-                    self._watch()
-                else:
-                    self._changed.wait()
+        try:
+            with self._changed:
+                while not self._closed:
+                    if self._running:
+                        self._watch()
+                    else:
+                        self._changed.wait()
+        except BaseException as error:  # without its watchdog a run has no limit any more: better to end it
+            self._control.fail(error)
 
     def _watch(self) -> None:
         """Watch one run, or several that follow each other within one look; holds the lock but while it waits."""

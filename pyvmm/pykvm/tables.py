@@ -41,7 +41,10 @@ def read_cpuid(handle: Handle, request: Ioctl) -> Record:
                 raise
             count *= 2
         else:
-            return entries[: int(head[0])].copy()
+            # Older kernels (6.1 among them) leave KVM_GET_CPUID2's count as it was: the rest of the buffer is zero then.
+            used = np.flatnonzero(entries.view(np.uint32).reshape(count, -1).any(axis=1))
+            last = int(used[-1]) + 1 if used.size else 0
+            return entries[: min(int(head[0]), last)].copy()
 
 
 def write_cpuid(handle: Handle, entries: Record) -> None:

@@ -61,10 +61,10 @@ def test_multiboot_gets_command_line_memory_map_and_modules(guests: Path, tmp_pa
 def test_pvh_gets_command_line_memory_map_and_initrd(guests: Path, tmp_path: Path) -> None:
     initrd = tmp_path / "initrd"
     initrd.write_bytes(b"i" * 777)
-    said, result = boot(guests / "hello-pvh.elf", memory="4G", cmdline="console=ttyS0", initrd=str(initrd))
+    said, result = boot(guests / "hello-pvh.elf", memory="3136M", cmdline="console=ttyS0", initrd=str(initrd))
     lines = said.splitlines()
     assert lines[:2] == ["Hello from PVH", "command line: console=ttyS0"]
-    assert f"memory: base 0x{4 << 30:016x} length 0x{1 << 30:016x} type 1" in lines
+    assert f"memory: base 0x{4 << 30:016x} length 0x{64 << 20:016x} type 1" in lines
     (told,) = (line.split() for line in lines if line.startswith("module:"))
     assert int(told[4], 16) - int(told[2], 16) == 777
     assert result.reason is EndReason.POWER_OFF

@@ -24,10 +24,8 @@ from pyvmm.pykvm.module import kvm_module
 def test_every_end_has_words_and_a_status(reason: EndReason) -> None:
     result = Result(reason, "why", value=3 if reason is EndReason.DEBUG_EXIT else None)
     assert "(why)" in str(result) and "\n" not in str(result)
-    expected = (
-        7 if reason is EndReason.DEBUG_EXIT else 1 if reason in CRASHES else 124 if reason is EndReason.TIMEOUT else 0
-    )
-    assert result.status == expected
+    special = {EndReason.DEBUG_EXIT: 7, EndReason.TIMEOUT: 124, EndReason.ERROR: 2}
+    assert result.status == special.get(reason, 1 if reason in CRASHES else 0)
     assert result.to_dict()["crashed"] is (reason in CRASHES)
 
 
