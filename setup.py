@@ -18,6 +18,11 @@ class BuildWithGuests(build_py):
         super().run()
         if self.editable_mode:
             return  # a source tree has its guests in guests/build
+        missing = [tool for tool in ("make", "gcc", "ld", "objcopy") if shutil.which(tool) is None]
+        if missing:
+            raise SystemExit(
+                f"pyvmm: the guests are built from source, and {', '.join(missing)} is missing: install make, gcc and binutils"
+            )
         built = ROOT / "build" / "guests"
         subprocess.run(["make", "-s", "-C", str(ROOT / "guests"), f"OUT={built}"], check=True)
         target = Path(self.build_lib) / "pyvmm" / "_guests"

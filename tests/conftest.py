@@ -72,7 +72,6 @@ def no_leaks() -> Iterator[None]:
     import gc
     import threading
 
-    gc.collect()
     before = set(os.listdir("/proc/self/fd"))
     threads = set(threading.enumerate())
     yield

@@ -27,6 +27,7 @@ _RFLAGS_AC = 1 << 18
 _LAST_EXITS = 32
 _CODE_BYTES = 16
 _RESET_VECTOR = (0xFFFF_0000, 0xFFF0)
+_GONE = "gone: KVM has reset the vCPU, so its registers are not those of the crash"
 
 T = TypeVar("T")
 
@@ -177,6 +178,8 @@ class FailureReport:
             lines.append(entry_failure_words(int(info["reason"])))
         elif kind == "unknown-exit" and "reason" in info:
             lines.append(unknown_exit_words(int(info["reason"]), int(info.get("hardware", 0))))
+        if self._after_reset:
+            lines.append(_GONE)
         if self._instruction:
             lines.append(f"instruction that KVM could not emulate: {self._instruction}")
         if self.inputs.host:
@@ -209,6 +212,12 @@ class FailureReport:
         assert memory is not None
         return {name for name, walk in self.walks.items() if walk.gpa is not None and not memory.in_ram(walk.gpa)}
 
+    @property
+    def _after_reset(self) -> bool:
+        """Whether the registers are those of a vCPU that KVM has reset: they tell nothing of the crash."""
+        state = self.inputs.state
+        return state is not None and (state.cs.base, state.rip) == _RESET_VECTOR
+
     def _stack(self, state: CpuState) -> int:
         if state.mode == "long":
             return state.rsp
@@ -227,7 +236,7 @@ class FailureReport:
         }
         if state is not None:
             facts |= {"mode": state.mode, "cpl": state.cpl, "idt_limit": state.idt.limit}
-            facts["after_reset"] = (state.cs.base, state.rip) == _RESET_VECTOR
+            facts["after_reset"] = self._after_reset
         if state is not None and memory is not None and self.walks:
             rip = self.walks["RIP"]
             facts |= {
@@ -273,6 +282,8 @@ class FailureReport:
     def _code_lines(self) -> list[str]:
         if self.inputs.state is None or self._memory is None:
             return ["not available without registers and memory"]
+        if self._after_reset:
+            return [_GONE]
         lines: list[str] = []
         for line in self.code:
             symbol = self._symbol(line.address)
@@ -286,6 +297,8 @@ class FailureReport:
     def _walk_lines(self) -> list[str]:
         if not self.walks or self._memory is None:
             return ["not available without registers and memory"]
+        if self._after_reset:
+            return [_GONE]
         lines: list[str] = []
         for name, walk in self.walks.items():
             first, *rest = walk.describe()

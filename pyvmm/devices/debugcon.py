@@ -15,7 +15,7 @@ def _discard(data: bytes) -> object:
 
 
 class DebugCon(Device):
-    """One port; a wider write is taken as that many bytes, lowest first.
+    """One port; where its window is larger, a wider write is taken as that many bytes, lowest first.
 
     Attributes:
         output: called with the bytes of each write.

@@ -55,7 +55,7 @@ def switchable(module: KvmModule, modules_file: str = "/proc/modules", sysfs: st
             if parameter in parameters:
                 path = f"{sysfs}/{name}/parameters/{parameter}"
                 if _writable(path):
-                    possible, how = os.geteuid() == 0, f"as root, echo VALUE > {path}; for VMs created from then on"
+                    possible, how = os.geteuid() == 0, f"as root, echo VALUE > {path}; no reload is needed"
                 else:
                     possible = obstacle is None
                     how = obstacle or f"modprobe -r {name} && modprobe {name} {parameter}=VALUE"

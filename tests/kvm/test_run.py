@@ -229,23 +229,28 @@ def test_more_posts_than_a_signal_queue_holds() -> None:
         assert vm.run(until=lambda vm: len(done) >= 200_000, timeout=60).reason is EndReason.UNTIL
 
 
-def test_input_faster_than_the_guest_is_not_lost(guests: Path) -> None:
+def test_input_faster_than_the_guest_is_not_lost(guests: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyvmm.machine.pc._INPUT_LIMIT", 1000)
     console = MemoryConsole()
     with Machine("16M", console=console) as vm:
         vm.load(str(guests / "echo.elf"))
-        text = bytes(97 + n % 16 for n in range(200_000))
+        text = bytes(97 + n % 16 for n in range(20_000))
+        waiting: list[int] = []
 
         def type_() -> None:
-            for at in range(0, len(text), 4096):
-                console.send(text[at : at + 4096])
+            for at in range(0, len(text), 500):
+                console.send(text[at : at + 500])
+                assert vm.pc is not None
+                waiting.append(vm.pc.serial.waiting)
             console.send(b"q")
 
         typist = threading.Thread(target=type_)
         typist.start()
-        result = vm.run(timeout=120)
+        result = vm.run(timeout=60)
         typist.join()
         assert result.reason is EndReason.DEBUG_EXIT
         assert console.output == b"echo ready\n" + text + b"qbye\n"
+        assert max(waiting) < 4000  # the typist was made to wait, not the text to pile up
 
 
 def test_a_failed_load_leaves_nothing(guests: Path, tmp_path: Path) -> None:
