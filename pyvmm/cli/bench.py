@@ -30,7 +30,7 @@ def _rounds(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Measure and print."""
     host = brief_host()
-    figures, lines = _exits(options.rounds or 40) if options.what == "exits" else _start(options.rounds or 15)
+    figures, lines = _exits(options.rounds or 30) if options.what == "exits" else _start(options.rounds or 15)
     if options.json:
         print(json.dumps({**figures, "host": host}, indent=1))
         return 0

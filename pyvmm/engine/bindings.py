@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pyvmm.engine.dispatch import Cell, Dispatcher, Tally
 from pyvmm.pykvm import Vcpu
@@ -30,16 +30,11 @@ _LIMIT = 8192
 _FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
-class Operation(NamedTuple):
-    """What the exit loop does for an access; `data` is where the access's data lies in `kvm_run`."""
+Operation = tuple[bool, Callable[..., Any], int, int, Tally, memoryview, Cell]
+"""(is a write, device method, offset, size, tally, where the data lies in `kvm_run`, cell).
 
-    is_write: bool
-    method: Callable[..., Any]
-    offset: int
-    size: int
-    tally: Tally
-    data: memoryview
-    cell: Cell
+A plain tuple, because the interpreter unpacks those in one step, and instances of a named one through an iterator.
+"""
 
 
 class Bindings:
@@ -69,8 +64,8 @@ class Bindings:
         data = vcpu.run_view[start : start + size * count].cast(_FORMATS[size])
         if count != 1:  # REP INS or REP OUTS: the elements follow one another in kvm_run's data page
             sequence = _sequence([(method, offset, size)] * count, is_write, data)
-            return _once(Operation(is_write, sequence, offset, size, Tally(), data, cell))
-        return self._remember(self.pio, key, Operation(is_write, method, offset, size, cell.tally(), data, cell))
+            return _once((is_write, sequence, offset, size, Tally(), data, cell))
+        return self._remember(self.pio, key, (is_write, method, offset, size, cell.tally(), data, cell))
 
     def memory(self) -> Operation:
         """Bind the MMIO access in `kvm_run`, and remember it."""
@@ -81,13 +76,13 @@ class Bindings:
             data = vcpu.run_view[BYTE_MMIO_DATA : BYTE_MMIO_DATA + size]
             parts = [self._dispatcher.memory(gpa + index, 1, is_write) for index in range(size)]
             sequence = _sequence([(method, offset, 1) for _, method, offset, _, _ in parts], is_write, data)
-            return _once(Operation(is_write, sequence, parts[0][2], size, Tally(), data, parts[0][4]))
+            return _once((is_write, sequence, parts[0][2], size, Tally(), data, parts[0][4]))
         _, method, offset, _, cell = self._dispatcher.memory(gpa, size, is_write)
         data = vcpu.run_view[BYTE_MMIO_DATA : BYTE_MMIO_DATA + size].cast(_FORMATS[size])
         if len(self._plain) >= _LIMIT:
             self.forget()
         table = self.mmio.setdefault(gpa, {})
-        return self._remember(table, meta, Operation(is_write, method, offset, size, cell.tally(), data, cell))
+        return self._remember(table, meta, (is_write, method, offset, size, cell.tally(), data, cell))
 
     def _remember(self, table: dict[int, Operation], key: int, plain: Operation) -> Operation:
         self._plain.append((table, key, plain))
@@ -105,19 +100,19 @@ class Bindings:
             table.clear()
         self.mmio.clear()
         for _, _, plain in self._plain:
-            plain.cell.fold(plain.tally)
+            plain[6].fold(plain[4])
         self._plain.clear()
 
     def close(self) -> None:
         """Drop all bindings and their views of `kvm_run`, which a traceback may keep alive, so that it can be unmapped."""
         for _, _, plain in self._plain:
-            plain.data.release()
+            plain[5].release()
         self.forget()
 
 
 def _sample(table: dict[int, Operation], key: int, plain: Operation, samples: int) -> Operation:
     """Put a timed form of `plain` into the table, which gives way to `plain` after `samples` calls."""
-    method, tally = plain.method, plain.tally
+    is_write, method, offset, size, tally, data, cell = plain
     left = samples
 
     def call(*arguments: int) -> Any:
@@ -131,13 +126,13 @@ def _sample(table: dict[int, Operation], key: int, plain: Operation, samples: in
             table[key] = plain
         return result
 
-    table[key] = timed = plain._replace(method=call)
+    table[key] = timed = (is_write, call, offset, size, tally, data, cell)
     return timed
 
 
 def _once(operation: Operation) -> Operation:
     """Make an operation for one exit, whose time goes into the cell as it is."""
-    method, cell = operation.method, operation.cell
+    is_write, method, offset, size, tally, data, cell = operation
 
     def call(*arguments: int) -> Any:
         began = perf_counter()
@@ -145,7 +140,7 @@ def _once(operation: Operation) -> Operation:
         cell.add(1, perf_counter() - began)
         return result
 
-    return operation._replace(method=call)
+    return is_write, call, offset, size, tally, data, cell
 
 
 def _sequence(calls: list[tuple[Callable[..., Any], int, int]], is_write: bool, data: memoryview) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import ioctl
-from itertools import islice, repeat
+from itertools import repeat
 from operator import length_hint
 from time import perf_counter
 
@@ -72,12 +72,13 @@ class DirectEngine:
         interrupted = 0
         operation: Operation | None = None
         last: Operation | None = None
-        turns = repeat(None) if budget is None else repeat(None, budget)
+        left = SAMPLE_PERIOD if budget is None else budget
+        turns = repeat(None, 0)
         began = perf_counter()
         try:
             while True:
-                for _turn in islice(turns, SAMPLE_PERIOD):
-                    operation = None
+                turns = repeat(None, min(left, SAMPLE_PERIOD))
+                for _turn in turns:
                     try:
                         enter(fd, request)
                     except OSError as error:
@@ -88,8 +89,7 @@ class DirectEngine:
                         operation = pio(quads[access_at])
                     elif reason == memory:
                         accesses = mmio(quads[access_at])
-                        if accesses is not None:
-                            operation = accesses.get(quads[meta_at])
+                        operation = None if accesses is None else accesses.get(quads[meta_at])
                     else:
                         return self._leave(reason)
                     if operation is None:
@@ -105,16 +105,19 @@ class DirectEngine:
                             return exits.DeviceAction(action)
                     else:
                         data[0] = method(offset, size)
-                if budget is not None and not length_hint(turns):
-                    return exits.BudgetSpent()
+                if budget is not None:
+                    left -= min(left, SAMPLE_PERIOD)
+                    if not left:
+                        return exits.BudgetSpent()
                 bindings.sample()
         except BaseException as error:
-            if operation is not None:
+            if operation is not None and _came_from(operation, error):
                 _annotate(error, operation)
             raise
         finally:
             self.run_seconds += perf_counter() - began
-            self.unspent = 0 if budget is None else length_hint(turns) + interrupted
+            if budget is not None:
+                self.unspent = max(left - SAMPLE_PERIOD, 0) + length_hint(turns) + interrupted if left else 0
 
     def _leave(self, reason: int) -> exits.Exit:
         """Decode an exit that is no device access."""
@@ -245,9 +248,18 @@ class DirectEngine:
 
 
 def _access_words(operation: Operation) -> str:
-    offset, size, cell = operation.offset, operation.size, operation.cell
+    _, _, offset, size, _, _, cell = operation
     where = f"port {cell.base:#x}" if cell.kind.startswith("pio") else f"GPA {cell.base + offset:#x}"
     return f"{cell.kind} of {size} bytes at {where} ({cell.device})"
+
+
+def _came_from(operation: Operation, error: BaseException) -> bool:
+    """Tell an exception of the device, or of the data that it returned, from one of a signal handler inside KVM_RUN."""
+    trace = error.__traceback__
+    deeper = trace.tb_next if trace is not None else None
+    if deeper is None:
+        return isinstance(error, (ValueError, TypeError))
+    return deeper.tb_frame.f_code is getattr(operation[1], "__code__", None)
 
 
 def _annotate(error: BaseException, operation: Operation) -> None:

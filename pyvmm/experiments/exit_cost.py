@@ -50,7 +50,7 @@ class ExitCost:
         return statistics.median(ours / floor for ours, floor in zip(self.pyvmm_us, self.floor_us, strict=True))
 
 
-def measure_exits(rounds: int = 40, exits: int = 10_000) -> list[ExitCost]:
+def measure_exits(rounds: int = 30, exits: int = 20_000) -> list[ExitCost]:
     """Measure PIO and MMIO exits, C and pyvmm in turn and on the same CPU, `exits` exits a round.
 
     The time is the CPU time of the whole process, guest, kernel and all threads: what else runs on the host does not count.
