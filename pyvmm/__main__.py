@@ -1,6 +1,9 @@
 """`python -m pyvmm`."""
 
-from pyvmm.cli.main import entry
+try:
+    from pyvmm.cli.main import entry
+except KeyboardInterrupt:  # Ctrl-C this early: all that can be done is to go quietly
+    raise SystemExit(130) from None
 
 if __name__ == "__main__":
     entry()

@@ -363,8 +363,7 @@ def test_ctrl_c_during_start_up_is_no_traceback(guests: Path) -> None:
             time.sleep(0.06 + 0.03 * step)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=20)
-        # Before pyvmm's own code runs, the interpreter answers for itself, and may well show where it was.
-        if b"/pyvmm/" in errors or b"Traceback" not in errors:
-            assert b"Traceback" not in errors, errors.decode()
+        # Until pyvmm's command line runs, the interpreter answers for itself, and shows where it was.
+        assert b"Traceback" not in errors or b"in entry" not in errors, errors.decode()
         statuses.add(process.returncode)
     assert statuses <= {130, 1, -signal.SIGINT} and 130 in statuses
