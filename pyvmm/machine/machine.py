@@ -235,8 +235,8 @@ class Machine:
 
         Raises:
             Exception: whatever a device or `until` raised, with a note that names the access.
-            KeyboardInterrupt: Ctrl-C, once every vCPU has stopped; `result` holds the result all the same. SIGTERM raises
-                `Terminated`, unless the program has a handler of its own.
+            KeyboardInterrupt: Ctrl-C, once every vCPU has stopped; `result` holds the result all the same. SIGTERM and
+                SIGHUP raise `Terminated`, unless the program has a handler of its own.
             UsageError: a limit makes no sense, the machine runs already, or its guest has crashed.
         """
         check_limits(timeout, max_exits)

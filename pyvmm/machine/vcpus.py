@@ -66,9 +66,8 @@ class VcpuThreads:
             with engine.entered():
                 self._watchdog.watch(threading.get_ident())
                 self._loop(engine)
-        except (
-            BaseException
-        ) as error:  # whatever a device or callback raises surfaces from Machine.run, from any thread
+        except BaseException as error:
+            # Whatever a device or a callback raises surfaces from Machine.run, whichever thread it was raised in.
             self._control.fail(error)
 
     def _loop(self, engine: DirectEngine) -> None:
