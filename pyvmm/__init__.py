@@ -4,7 +4,7 @@ from pyvmm import Machine
 
 with Machine("64M") as vm:
     vm.load("kernel.bin")
-    print(vm.run(timeout=10))
+    result = vm.run(timeout=10)
 """
 
 from __future__ import annotations
