@@ -29,6 +29,7 @@ from pyvmm import (
     UsageError,
 )
 from pyvmm.devices.device import Action
+from pyvmm.pykvm import GuestDebug
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
@@ -307,6 +308,19 @@ def test_calls_of_the_wrong_kind() -> None:
             with pytest.raises(UsageError):
                 call()
         vm.load(bytearray(SPIN), mode="real")
+
+
+def test_single_step_ends_each_run() -> None:
+    with machine(bytes.fromhex("90 90 fec0 fa f4")) as vm:
+        vm.vcpus[0].set_guest_debug(GuestDebug.ENABLE | GuestDebug.SINGLESTEP)
+        seen = []
+        for _ in range(3):
+            result = vm.run(timeout=10)
+            assert (result.reason, result.status) == (EndReason.DEBUG, 0)
+            seen.append(vm.state().rip)
+        assert seen == [0x1001, 0x1002, 0x1004]
+        vm.vcpus[0].set_guest_debug(0)
+        assert vm.run(timeout=10).reason is EndReason.HALT
 
 
 def test_devices_come_and_go_between_runs() -> None:
