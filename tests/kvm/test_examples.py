@@ -36,6 +36,12 @@ def test_exit_statistics(guests: Path) -> None:
     assert "com1" in table and "0x3f8" in table and "KVM's own counters: exits" in table
 
 
+def test_the_program_on_pykvm(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "pykvm.md").read_text(), re.DOTALL)
+    (tmp_path / "raw.py").write_text(program)
+    assert run("raw.py", cwd=tmp_path).startswith("16 b'*'\n")
+
+
 def test_the_readmes_program(tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "dice.py").write_text(program)
