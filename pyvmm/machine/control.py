@@ -77,8 +77,3 @@ class Control:
         answers = [why for asked, why in self._idle if asked == current and why]
         if len(answers) == len(self._engines) and "halted" in answers:
             self.stop(EndReason.HALT, vcpu=index)
-
-    @property
-    def asked_idle(self) -> bool:
-        """Tell whether `ask_idle` was ever called."""
-        return self._round > 0
