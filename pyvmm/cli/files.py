@@ -11,7 +11,19 @@ from pyvmm.errors import HostError, UsageError
 
 
 def write_json(path: str) -> Callable[[Any], None]:
-    """Return a function that writes a JSON document to `path`, whole or not at all.
+    """Return a function that writes a JSON document to `path` as `write_file` does."""
+    write = write_file(path)
+
+    def write_document(document: Any) -> None:
+        import json
+
+        write((json.dumps(document, indent=1) + "\n").encode())
+
+    return write_document
+
+
+def write_file(path: str) -> Callable[[bytes], None]:
+    """Return a function that writes content to `path`, whole or not at all.
 
     The folder is checked now: a run of an hour must not end in a path that cannot be written.
 
@@ -25,14 +37,11 @@ def write_json(path: str) -> Callable[[Any], None]:
     if os.path.isdir(path) or not os.access(path if special else folder, os.W_OK):
         raise UsageError(f"{path}: cannot be written; name a file in a folder that exists and is writable")
 
-    def write(document: Any) -> None:
-        import json
-
-        text = json.dumps(document, indent=1) + "\n"
+    def write(content: bytes) -> None:
         target = path if special else f"{path}.{os.getpid()}.tmp"
         try:
-            with open(target, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(target, "wb") as file:
+                file.write(content)
             if not special:
                 os.replace(target, path)
         except OSError as error:

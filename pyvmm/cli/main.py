@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "boot": "boot a kernel",
     "guests": "list the guests that come with pyvmm",
+    "initrd": "make an initial RAM file system with busybox, for a Linux kernel",
     "host": "say what this host's KVM can do",
     "bench": "measure pyvmm on this host",
 }
