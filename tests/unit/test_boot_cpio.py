@@ -19,7 +19,7 @@ Entry = tuple[str, int, bytes]
 
 def _read(archive: bytes) -> list[Entry]:
     """Read a newc archive, strictly."""
-    entries = []
+    entries: list[Entry] = []
     at = 0
     while True:
         assert archive[at : at + 6] == b"070701"
