@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pyvmm.boot import layout
 from pyvmm.boot.cmdline import LIMIT, encode_cmdline
+from pyvmm.boot.initrd import check_initrd
 from pyvmm.boot.options import BootOptions, Content
 from pyvmm.boot.source import Source
 from pyvmm.boot.space import LoadSpace
@@ -96,11 +97,11 @@ def place_cmdline(space: LoadSpace, text: str, limit: int = LIMIT) -> int:
     return gpa
 
 
-def place_modules(space: LoadSpace, options: BootOptions) -> list[Module]:
+def place_modules(space: LoadSpace, options: BootOptions, *, linux: bool = False) -> list[Module]:
     """Load the initrd (first) and the modules above the kernel, each on a page boundary below the device hole.
 
     Raises:
-        ImageError: a file cannot be read or does not fit.
+        ImageError: a file cannot be read or does not fit, or (`linux`) the initrd is none that Linux can use.
         UsageError: a module's string cannot be encoded.
     """
     wanted: list[tuple[str, Content, str]] = []
@@ -112,22 +113,24 @@ def place_modules(space: LoadSpace, options: BootOptions) -> list[Module]:
     loaded = []
     for name, content, text in wanted:
         encode_cmdline(text, what=f"string of {name}")
-        with Source(content) as source:
+        with Source(content, name) as source:
             gpa = space.place(name, source.size, align=layout.PAGE_SIZE, low=low, high=layout.HOLE_START)
+            if linux and name == "initrd":
+                check_initrd(source)
             source.copy_to(space.memory, gpa, 0, source.size, name)
             loaded.append(Module(gpa, source.size, text))
     return loaded
 
 
-def place_initrd(space: LoadSpace, content: Content, *ranges: tuple[int, int]) -> Module:
+def place_initrd(space: LoadSpace, content: Content, *ranges: tuple[int, int], linux: bool) -> Module:
     """Load an initrd as high as possible in the first of `ranges`, (start, end) GPAs, that has room for it.
 
     High, because a kernel unpacks itself upwards from where it was loaded.
 
     Raises:
-        ImageError: it cannot be read or does not fit anywhere.
+        ImageError: it cannot be read or does not fit anywhere, or (`linux`) is none that Linux can use.
     """
-    with Source(content) as source:
+    with Source(content, "initrd") as source:
         for low, high in ranges[:-1]:
             try:
                 gpa = space.place_high("initrd", source.size, low=low, high=high)
@@ -137,6 +140,8 @@ def place_initrd(space: LoadSpace, content: Content, *ranges: tuple[int, int]) -
         else:
             low, high = ranges[-1]
             gpa = space.place_high("initrd", source.size, low=low, high=high)
+        if linux:
+            check_initrd(source)
         source.copy_to(space.memory, gpa, 0, source.size, "initrd")
         return Module(gpa, source.size, "")
 

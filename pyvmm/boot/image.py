@@ -12,6 +12,7 @@ from pyvmm.boot.space import LoadSpace
 from pyvmm.errors import ImageError
 
 if TYPE_CHECKING:
+    from pyvmm.boot.acpi import Platform
     from pyvmm.memory import GuestMemory
 
 
@@ -77,8 +78,21 @@ def load(content: Content, memory: GuestMemory, options: BootOptions | None = No
     space = LoadSpace(memory)
     with Source(content) as source:
         image = _loader(options.format or detect(source))(source, space, options)
+    if options.acpi is not None:
+        _place_acpi(space, options.acpi, image)
     note = mptable.place(space, options.cpus) if options.mp_table else None
     if note and options.cpus > 1:
         image.notes.append(note)
     image.segments = space.segments
     return image
+
+
+def _place_acpi(space: LoadSpace, platform: Platform, image: BootImage) -> None:
+    """Place the ACPI tables, and tell a guest whose boot information has a field for it where they are."""
+    from pyvmm.boot import acpi  # programs that load images into a machine of their own need none
+
+    rsdp = acpi.place(space, platform)
+    if rsdp is None:
+        image.notes.append("no room for ACPI tables in the BIOS area: the guest does not find all devices")
+    elif image.rsdp_field is not None:
+        space.memory.write(image.rsdp_field, rsdp.to_bytes(8, "little"))

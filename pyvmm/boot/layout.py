@@ -12,7 +12,7 @@ Low memory, as a guest finds it when it starts (a loader moves its own structure
     0x20000  kernel command line
     0x9fc00  extended BIOS data area (reserved)
     0xa0000  legacy video and option ROM space
-    0xf0000  BIOS area: MP table
+    0xf0000  BIOS area: ACPI tables, MP table
     0x100000 kernels
 """
 
@@ -62,7 +62,9 @@ EBDA = 0x9FC00
 LOW_END = EBDA
 VIDEO = 0xA0000
 BIOS = 0xF0000
-"""Firmware area; the MP specification (1.4, section 4) has operating systems look for the MP table in it."""
+"""Firmware area, reserved in the memory map. Operating systems look for the MP table in it (MP specification 1.4, section
+4) and for ACPI's RSDP from 0xe0000 to 1 MiB (ACPI 6.5, 5.2.5.1), each on a 16-byte boundary. All ACPI tables lie here
+too: none is written but the FACS, whose lock and waking vector only firmware would look at, so RAM that is reserved will do."""
 
 HIGH_MEMORY = 0x100000
 """1 MiB, where kernels start by convention (boot.rst, "Memory Layout"), and flat 32- and 64-bit images by default."""

@@ -141,7 +141,8 @@ def load(source: Source, space: LoadSpace, options: BootOptions) -> BootImage:
         if setup.above_4g and mode == "long" and len(space.memory.ranges) > 1:
             base, size = space.memory.ranges[-1]
             ranges.append((base, base + size))
-        zero_page.set_initrd(place_initrd(space, options.initrd, *ranges))
+        zero_page.set_initrd(place_initrd(space, options.initrd, *ranges, linux=True))
     e820 = zero_page.set_memory(space)
     state.rsi = zero_page.write(space)
-    return BootImage("linux", state, space.segments, options.cmdline, e820)
+    rsdp_field = state.rsi + zp.ACPI_RSDP_ADDR
+    return BootImage("linux", state, space.segments, options.cmdline, e820, rsdp_field=rsdp_field)

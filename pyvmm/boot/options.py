@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.boot.e820 import E820Entry
 from pyvmm.engine.state import CpuState
 from pyvmm.errors import UsageError
+
+if TYPE_CHECKING:
+    from pyvmm.boot.acpi import Platform
 
 FORMATS = ("linux", "multiboot", "pvh", "elf", "flat")
 """Names that `BootOptions.format` takes."""
@@ -34,6 +37,7 @@ class BootOptions:
         entry: GPA to start at, instead of the image's own entry point; for `flat` the default is `load_addr`.
         cpus: number of CPUs that the MP table names.
         mp_table: whether to place one: not in a machine without interrupt controllers to name in it.
+        acpi: what ACPI tables shall say about the machine, or None for no tables.
     """
 
     format: str | None = None
@@ -45,6 +49,7 @@ class BootOptions:
     entry: int | None = None
     cpus: int = 1
     mp_table: bool = True
+    acpi: Platform | None = None
 
     def check(self) -> None:
         """Check each option by itself.
@@ -101,6 +106,7 @@ class BootImage:
         e820: the memory map that the guest is told (empty for formats that tell none).
         symbols_path: file to take symbols from, or None.
         notes: remarks on what the image asked for and did not get.
+        rsdp_field: GPA of the 8 bytes of the boot information that tell where the RSDP is, or None if the format has none.
     """
 
     format: str
@@ -110,6 +116,7 @@ class BootImage:
     e820: list[E820Entry] = field(default_factory=list)
     symbols_path: str | None = None
     notes: list[str] = field(default_factory=list)
+    rsdp_field: int | None = None
 
     @property
     def entry(self) -> int:

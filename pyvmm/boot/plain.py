@@ -6,9 +6,10 @@ from pyvmm.boot import elf, layout
 from pyvmm.boot.cmdline import LINUX_LIMIT, encode_cmdline
 from pyvmm.boot.handoff import check_mode, long_state, place_cmdline, place_initrd, protected_state
 from pyvmm.boot.options import BootImage, BootOptions
+from pyvmm.boot.probe import is_linux
 from pyvmm.boot.source import Source
 from pyvmm.boot.space import LoadSpace
-from pyvmm.boot.zeropage import ZeroPage
+from pyvmm.boot.zeropage import ACPI_RSDP_ADDR, ZeroPage
 
 
 def load(source: Source, space: LoadSpace, options: BootOptions) -> BootImage:
@@ -34,7 +35,9 @@ def load(source: Source, space: LoadSpace, options: BootOptions) -> BootImage:
     zero_page = ZeroPage()
     zero_page.set_cmdline(place_cmdline(space, options.cmdline, LINUX_LIMIT), LINUX_LIMIT)
     if options.initrd is not None:
-        zero_page.set_initrd(place_initrd(space, options.initrd, (layout.HIGH_MEMORY, layout.HOLE_START)))
+        low = (layout.HIGH_MEMORY, layout.HOLE_START)
+        zero_page.set_initrd(place_initrd(space, options.initrd, low, linux=is_linux(source, image)))
     e820 = zero_page.set_memory(space)
     state.rsi = zero_page.write(space)
-    return BootImage("elf", state, space.segments, options.cmdline, e820, source.path)
+    rsdp_field = state.rsi + ACPI_RSDP_ADDR
+    return BootImage("elf", state, space.segments, options.cmdline, e820, source.path, rsdp_field=rsdp_field)

@@ -21,7 +21,9 @@ _MULTIBOOT_MAGIC = struct.pack("<I", 0x1BADB002)
 _MULTIBOOT2_MAGIC = struct.pack("<I", 0xE85250D6)
 _MULTIBOOT2_SEARCH = 32768
 
+_LINUX = b"Linux"
 _XEN = b"Xen"
+_XEN_GUEST_OS = 6
 _XEN_PHYS32_ENTRY = 18
 
 
@@ -58,6 +60,14 @@ def _find(data: bytes, magic: bytes, align: int, layout: str) -> int | None:
             return at
         at = data.find(magic, at + 1)
     return None
+
+
+def is_linux(source: Source, image: Elf) -> bool:
+    """Tell whether an ELF kernel is a Linux `vmlinux`, by notes of its own (include/linux/elfnote.h) or those for Xen."""
+    return any(
+        owner == _LINUX or (owner == _XEN and kind == _XEN_GUEST_OS and value.rstrip(b"\0").lower() == b"linux")
+        for owner, kind, value in notes(source, image)
+    )
 
 
 def pvh_entry(source: Source, image: Elf) -> int | None:

@@ -9,7 +9,7 @@ from pyvmm.boot.cmdline import LIMIT, encode_cmdline
 from pyvmm.boot.e820 import E820Entry, memory_map
 from pyvmm.boot.handoff import Module, check_mode, place_cmdline, place_modules, protected_state
 from pyvmm.boot.options import BootImage, BootOptions
-from pyvmm.boot.probe import pvh_entry
+from pyvmm.boot.probe import is_linux, pvh_entry
 from pyvmm.boot.source import Source
 from pyvmm.boot.space import LoadSpace
 from pyvmm.errors import ImageError
@@ -18,6 +18,7 @@ START_MAGIC = 0x336EC578
 
 # magic, version, flags, nr_modules, modlist, cmdline, rsdp, memmap, memmap_entries, reserved
 _START_INFO = struct.Struct("<IIIIQQQQII")
+_RSDP_FIELD = 32
 _MODULE = struct.Struct("<QQQQ")
 _MAP_ENTRY = struct.Struct("<QQII")
 
@@ -45,10 +46,11 @@ def load(source: Source, space: LoadSpace, options: BootOptions) -> BootImage:
     elif not any(header.paddr <= entry < header.paddr + header.memsz for header in image.loads):
         raise ImageError(f"the PVH entry point {entry:#x} lies in no segment: check the note in the kernel's source")
     state = protected_state(space, entry)
-    modules = place_modules(space, options)
+    modules = place_modules(space, options, linux=is_linux(source, image))
     e820 = memory_map(space.memory.ranges)
     state.rbx = _place_start_info(space, place_cmdline(space, options.cmdline), modules, e820)
-    return BootImage("pvh", state, space.segments, options.cmdline, e820, source.path)
+    rsdp_field = state.rbx + _RSDP_FIELD
+    return BootImage("pvh", state, space.segments, options.cmdline, e820, source.path, rsdp_field=rsdp_field)
 
 
 def _place_start_info(space: LoadSpace, cmdline: int, modules: list[Module], e820: list[E820Entry]) -> int:

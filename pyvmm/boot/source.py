@@ -20,6 +20,8 @@ _KINDS = (
     (stat.S_ISBLK, "is a block device"),
 )
 
+_WANTED = {"image": "a file with a kernel in it", "initrd": "a cpio archive, compressed or not"}
+
 
 def printable(text: str) -> str:
     """Return `text` in a form that takes one line and every terminal can show."""
@@ -37,8 +39,8 @@ class Source:
         size: length in bytes, not 0.
     """
 
-    def __init__(self, content: Content) -> None:
-        """Open `content`: the path of a regular file, or bytes.
+    def __init__(self, content: Content, what: str = "image") -> None:
+        """Open `content`: the path of a regular file, or bytes; messages about it as a whole call it `what`.
 
         Raises:
             ImageError: missing, unreadable, empty, or no regular file; `path` is set.
@@ -55,7 +57,7 @@ class Source:
             self.size = self._open(name)
         if not self.size:
             self.close()
-            raise ImageError("the image is empty: give a file with a kernel in it", self.path)
+            raise ImageError(f"the {what} is empty: give {_WANTED.get(what, 'one that is not')}", self.path)
 
     def _open(self, name: str) -> int:
         try:

@@ -10,6 +10,7 @@ from pyvmm.boot.handoff import Module
 from pyvmm.boot.space import LoadSpace
 
 # Offsets of the fields in boot_params; those from 0x1f1 on make up the setup header.
+ACPI_RSDP_ADDR = 0x070
 EXT_RAMDISK_IMAGE = 0x0C0
 EXT_RAMDISK_SIZE = 0x0C4
 EXT_CMD_LINE_PTR = 0x0C8

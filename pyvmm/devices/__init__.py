@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Device,
         IrqLine,
         NoIrq,
+        Panic,
         PowerOff,
         Reset,
         StateError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.i8042 import I8042
     from pyvmm.devices.pci import PciConfigPorts
     from pyvmm.devices.postcode import PostCode
+    from pyvmm.devices.pvpanic import PvPanic
     from pyvmm.devices.registers import Field, Register, RegisterMap
     from pyvmm.devices.resetport import ResetControl, SystemControlA
     from pyvmm.devices.testdev import TestDevice
@@ -54,10 +56,12 @@ __all__ = [
     "Mapping",
     "MemoryConsole",
     "NoIrq",
+    "Panic",
     "PciConfigPorts",
     "PostCode",
     "PowerOff",
     "PtyConsole",
+    "PvPanic",
     "Register",
     "RegisterMap",
     "Reset",
@@ -88,6 +92,7 @@ _MODULES = {
         "Device",
         "IrqLine",
         "NoIrq",
+        "Panic",
         "PowerOff",
         "Reset",
         "StateError",
@@ -96,6 +101,7 @@ _MODULES = {
     "i8042": ("I8042",),
     "pci": ("PciConfigPorts",),
     "postcode": ("PostCode",),
+    "pvpanic": ("PvPanic",),
     "registers": ("Field", "Register", "RegisterMap"),
     "resetport": ("ResetControl", "SystemControlA"),
     "testdev": ("TestDevice",),

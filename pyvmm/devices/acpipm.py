@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from pyvmm.devices.device import Action, Device, IrqLine, NoIrq, PowerOff, take_int
-from pyvmm.devices.registers import Field, Register, RegisterMap, bits
+from pyvmm.devices.registers import Field, Register, RegisterMap
 
 PORT = 0x600
 SIZE = 12
 EVENT, CONTROL, TIMER = 0x600, 0x604, 0x608  # what a FADT has to say
+SOFT_OFF = 5  # the SLP_TYP that a DSDT has to give for S5
 TIMER_HZ = 3_579_545
 
 _EVENTS = (("GBL", 5), ("PWRBTN", 8), ("SLPBTN", 9), ("RTC", 10))
@@ -28,20 +29,21 @@ PM1_CNT = Register(
     4,
     2,
     "rw",
-    *bits("SCI_EN", "BM_RLD"),
+    Field("SCI_EN", 0, access="r"),
+    Field("BM_RLD", 1),
     Field("SLP_TYP", 12, 10),
     Field("SLP_EN", 13, access="w"),
 )
 PM_TMR = Register("PM_TMR", 8, 4, "r")
 
-# S5 is type 0 in QEMU's tables, which guests without a table parser have learnt by heart; 7 is ICH's, 5 Bochs's.
-_SOFT_OFF = (0, 5, 7)
+# Guests without a table parser have learnt types by heart: 0 from QEMU's tables, 7 from ICH's, 5 from Bochs's.
+_SOFT_OFF = (0, SOFT_OFF, 7)
 
 
 class AcpiPm(Device):
     """The PM1a blocks and the PM timer; `irq` is the SCI, level-triggered.
 
-    There is no SMI command port to enter ACPI mode by: a guest sets SCI_EN itself.
+    There is no SMI command port to enter ACPI mode by, so the machine is in it always: SCI_EN reads 1 (ACPI 6.4, 4.8.3.2.1).
     """
 
     name = "acpi-pm"
@@ -62,7 +64,8 @@ class AcpiPm(Device):
 
     def reset(self) -> None:
         """Clear all events, restart the timer."""
-        self._sts = self._en = self._cnt = 0
+        self._sts = self._en = 0
+        self._cnt = PM1_CNT["SCI_EN"]
         self._start = self._clock()
         self._update()
 
@@ -101,7 +104,7 @@ class AcpiPm(Device):
         return None
 
     def _update(self) -> None:
-        level = bool(self._cnt & PM1_CNT["SCI_EN"] and self._sts & self._en)
+        level = bool(self._sts & self._en)
         if level != self._line:
             self._line = level
             self.irq.set(level)
@@ -117,5 +120,6 @@ class AcpiPm(Device):
         )
         # Round up, so that the count does not start one short of what was saved.
         self._start = self._clock() - -(-timer * 1_000_000_000 // TIMER_HZ)
-        self._line = not (self._cnt & PM1_CNT["SCI_EN"] and self._sts & self._en)
+        self._cnt |= PM1_CNT["SCI_EN"]
+        self._line = not self._sts & self._en
         self._update()

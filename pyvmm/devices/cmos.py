@@ -60,6 +60,7 @@ class Cmos(ByteDevice):
         self._clock = clock
         self._ram = (low_ram, high_ram)
         self._offset = 0  # seconds that the guest's clock is ahead of the host's
+        self._shown: tuple[int, int, dict[int, int]] = (0, -1, {})  # second, register B, and the cells made of them
         self._power_on()
 
     def _power_on(self) -> None:
@@ -157,7 +158,14 @@ class Cmos(ByteDevice):
         self._offset = seconds * 60 + self._decode(cells[SECONDS]) - int(self._clock())
 
     def _clock_cells(self) -> dict[int, int]:
-        now = time.gmtime(self._now())
+        # A guest reads one cell after the other, all in the same second.
+        second, mode = self._now(), self.memory[REG_B.offset]
+        if (second, mode) != self._shown[:2]:
+            self._shown = (second, mode, self._make_cells(second))
+        return self._shown[2]
+
+    def _make_cells(self, second: int) -> dict[int, int]:
+        now = time.gmtime(second)
         hour = now.tm_hour
         marker = 0
         if not self.memory[REG_B.offset] & REG_B["24H"]:

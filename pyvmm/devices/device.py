@@ -47,6 +47,12 @@ class Reset(Action):
     __slots__ = ()
 
 
+class Panic(Action):
+    """The guest reports that its kernel panicked."""
+
+    __slots__ = ()
+
+
 class DebugExit(Action):
     """The guest ends the run and reports a number.
 

@@ -11,6 +11,7 @@ RESET_CONTROL = 0xCF9
 SYSTEM_CONTROL_A = 0x92
 
 RST_CNT = Register("RST_CNT", 0, 1, "rw", Field("SYS_RST", 1), Field("RST_CPU", 2), Field("FULL_RST", 3))
+RESET_VALUE = RST_CNT["SYS_RST"] | RST_CNT["RST_CPU"]  # what a FADT has to say
 PORT_A = Register("PORT_A", 0, 1, "rw", Field("FAST_RESET", 0), Field("A20", 1))
 
 

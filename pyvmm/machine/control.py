@@ -9,6 +9,18 @@ from typing import Any
 from pyvmm.engine.direct import DirectEngine
 from pyvmm.machine.result import EndReason
 
+_AFTER_PANIC = frozenset(
+    {
+        EndReason.RESET,
+        EndReason.POWER_OFF,
+        EndReason.HALT,
+        EndReason.TRIPLE_FAULT,
+        EndReason.GUEST_CRASH,
+        EndReason.PANIC,
+    }
+)
+"""Ways in which a guest ends whose kernel has panicked: what it was told to do then, which tells less than the panic."""
+
 
 class Control:
     """Coordinates the vCPUs of one machine; every method is safe to call from any thread and from signal handlers.
@@ -17,10 +29,12 @@ class Control:
         stopping: set once a run shall end.
         end: the reason, its detail, vCPU number and value; the first one given wins.
         error: an exception that ended the run, to be raised again where `Machine.run` was called.
+        panic: why the guest's kernel panicked, or None if it has not.
     """
 
     def __init__(self, engines: list[DirectEngine]) -> None:
         self._engines = engines
+        self.panic: str | None = None
         self._inbox: deque[Callable[[], Any]] = deque()
         self._round = 0
         self._idle: list[tuple[int, str | None]] = [(0, None)] * len(engines)
@@ -36,6 +50,8 @@ class Control:
         """End the run for `reason`, unless it is ending already; tell whether it was this call that ended it."""
         first = self.end is None
         if first:
+            if self.panic is not None and reason in _AFTER_PANIC:
+                reason, detail = EndReason.PANIC, self.panic
             self.end = (reason, detail, vcpu, value)
         self.stopping = True
         self.kick()

@@ -14,6 +14,8 @@ _HTT = 1 << 28  # leaf 1 EDX: the count of logical processors in EBX is valid
 _X2APIC = 1 << 21  # leaf 1 ECX
 _TSC_DEADLINE = 1 << 24  # leaf 1 ECX
 _HYPERVISOR = 1 << 31  # leaf 1 ECX
+_CMP_LEGACY = 1 << 1  # leaf 0x80000001 ECX: the logical processors are cores, not threads
+_BRAND = (0x80000002, 0x80000003, 0x80000004)
 
 
 class PagingFeatures(TypedDict):
@@ -33,28 +35,54 @@ def paging_features(entries: NDArray[Any]) -> PagingFeatures:
         return int(found[0]) if found.size else 0
 
     sizes = register(0x80000008, "eax") & 0xFF
-    vendor = b"".join(register(0, name).to_bytes(4, "little") for name in ("ebx", "edx", "ecx"))
     return {
         "maxphyaddr": sizes or 36,
         "pse36": bool(register(1, "edx") >> 17 & 1),
         "gbpages": bool(register(0x80000001, "edx") >> 26 & 1),
-        "nonleaf_global": vendor in (b"AuthenticAMD", b"HygonGenuine"),
+        "nonleaf_global": _is_amd(entries),
     }
 
 
+def _is_amd(entries: NDArray[Any]) -> bool:
+    leaf = entries[entries["function"] == 0]
+    vendor = b"".join(leaf[name].astype("<u4").tobytes() for name in ("ebx", "edx", "ecx"))
+    return vendor in (b"AuthenticAMD", b"HygonGenuine")
+
+
+def host_brand() -> str:
+    """Return the name of this host's CPU model as it tells it itself, or "" where the kernel does not say."""
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            first = file.read(1024)  # the kernel makes up the rest only when it is asked for
+    except OSError:
+        return ""
+    for line in first.decode("ascii", "replace").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return ""
+
+
 def vcpu_cpuid(
-    supported: NDArray[Any], index: int, cpus: int, *, apic: bool = True, tsc_deadline: bool = False
+    supported: NDArray[Any],
+    index: int,
+    cpus: int,
+    *,
+    apic: bool = True,
+    tsc_deadline: bool = False,
+    brand: str = "",
 ) -> NDArray[Any]:
     """Copy KVM_GET_SUPPORTED_CPUID's entries and make them those of vCPU `index` of `cpus`.
 
     KVM reports the host CPU's identity there, or none; each vCPU needs its own in leaf 1, in the topology leaves 0xB and
-    0x1F (SDM vol. 2, CPUID), and in AMD's 0x80000008, 0x8000001D and 0x8000001E (APM vol. 3, E.4). The topology is one
-    package of `cpus` cores of one thread, which share the last-level cache.
+    0x1F (SDM vol. 2, CPUID), and in AMD's 0x80000001, 0x80000008, 0x8000001D and 0x8000001E (APM vol. 3, E.4). The
+    topology is one package of `cpus` cores of one thread, which share the last-level cache.
 
     Args:
         supported: structured array of kvm_cpuid_entry2.
         apic: there is a local APIC in the kernel; without it none is announced.
         tsc_deadline: offer the LAPIC timer's deadline mode, which KVM leaves to us to announce.
+        brand: name of the CPU model, which KVM leaves empty: its first 47 characters; "" leaves it so.
     """
     topology = [leaf for leaf in _TOPOLOGY if (supported["function"] == leaf).any()]
     entries = supported[~np.isin(supported["function"], topology)]
@@ -80,9 +108,18 @@ def vcpu_cpuid(
     used = (function == 4) & (entries["eax"] & 0x1F != 0)
     entries["eax"][used] = entries["eax"][used] & 0x03FFFFFF | min(cpus - 1, 63) << 26
 
-    width = (cpus - 1).bit_length()
-    leaf = function == 0x80000008
-    entries["ecx"][leaf] = entries["ecx"][leaf] & 0xFFFF0000 | width << 12 | cpus - 1
+    if _is_amd(supported):
+        width = (cpus - 1).bit_length()
+        leaf = function == 0x80000008
+        entries["ecx"][leaf] = entries["ecx"][leaf] & 0xFFFF0000 | width << 12 | cpus - 1
+        leaf = function == 0x80000001
+        entries["ecx"][leaf] = entries["ecx"][leaf] & ~np.uint32(_CMP_LEGACY) | (_CMP_LEGACY if cpus > 1 else 0)
+    if brand:
+        text = np.frombuffer(brand.encode("ascii", "replace")[:47].ljust(48, b"\0"), "<u4").reshape(3, 4)
+        for number, words in zip(_BRAND, text, strict=True):
+            leaf = function == number
+            for register, word in zip(("eax", "ebx", "ecx", "edx"), words, strict=True):
+                entries[register][leaf] = word
     leaf = function == 0x8000001E
     entries["eax"][leaf] = index
     entries["ebx"][leaf] = index & 0xFF

@@ -30,7 +30,8 @@ def report_failure(machine: Machine, reason: EndReason, detail: str, vcpu: int, 
     return FailureReport(
         FailureInputs(
             reason=str(reason).replace("-", " "),
-            detail=detail if isinstance(exit_, exits.SystemEvent) else "",  # the report decodes the others itself
+            # The report decodes the others itself.
+            detail=detail if isinstance(exit_, (exits.SystemEvent, exits.DeviceAction)) else "",
             state=state,
             vcpu=vcpu,
             read=machine.memory.read,

@@ -9,7 +9,7 @@ from pyvmm.devices.bus import Bus
 from pyvmm.engine.direct import DirectEngine
 from pyvmm.engine.dispatch import Dispatcher
 from pyvmm.errors import HostError
-from pyvmm.machine.cpuid import vcpu_cpuid
+from pyvmm.machine.cpuid import host_brand, vcpu_cpuid
 from pyvmm.machine.firmware import set_up_lapic, set_up_msrs, set_up_pics
 from pyvmm.memory import GuestMemory, SlotTable
 from pyvmm.pykvm import Cap, System, Vcpu, Vm
@@ -52,10 +52,11 @@ def build(system: System, memory: GuestMemory, cpus: int, irqchip: bool, buses: 
         set_up_pics(vm)
     deadline = irqchip and bool(system.check_extension(Cap.TSC_DEADLINE_TIMER))
     supported = system.supported_cpuid()
+    brand = host_brand()
     hardware = Hardware(vm, slots, [], [])
     for index in range(cpus):
         vcpu = vm.create_vcpu(index)
-        vcpu.set_cpuid2(vcpu_cpuid(supported, index, cpus, apic=irqchip, tsc_deadline=deadline))
+        vcpu.set_cpuid2(vcpu_cpuid(supported, index, cpus, apic=irqchip, tsc_deadline=deadline, brand=brand))
         set_up_msrs(vcpu)
         if irqchip:
             set_up_lapic(vcpu)

@@ -52,6 +52,7 @@ class Machine:
         pio, mmio: the buses that devices are attached to.
         console: back end of COM1 and of the debug console.
         pc: the standard devices, or None.
+        control: ends the present run, from any thread.
         engines: what runs each vCPU.
         vcpus: the KVM vCPUs behind them, for everything that `pyvmm.pykvm` offers.
         image: what `load` loaded, or None.
@@ -68,6 +69,7 @@ class Machine:
         irqchip: str = "kernel",
         hugepages: str = "none",
         kvm: str = "/dev/kvm",
+        panic_watch: bool = True,
     ) -> None:
         """Create the VM, its RAM, its vCPUs and its devices.
 
@@ -78,6 +80,8 @@ class Machine:
             irqchip: "kernel" for KVM's PICs, IOAPIC, LAPICs and PIT; "none" for a bare CPU, which leaves the guest at each HLT.
             hugepages: "none", "thp" or "2M".
             kvm: path of the KVM device.
+            panic_watch: end the run when the console shows that a Linux kernel has panicked. A program in the guest that
+                prints the same lines is taken for its kernel: then switch it off.
 
         Raises:
             UsageError: a value cannot work.
@@ -90,6 +94,7 @@ class Machine:
         self.pio = Bus("pio", _PIO_SIZE)
         self.mmio = Bus("mmio", _MMIO_SIZE)
         self.lock = threading.RLock()
+        self.panic_watch = panic_watch
         self.image: BootImage | None = None
         self.result: Result | None = None
         self._running = False
@@ -106,8 +111,8 @@ class Machine:
                 self._system, self.memory, self.cpus, self.kernel_irqchip, (self.pio, self.mmio), self.lock
             )
             self._irqs = IrqLines(self.kvm)
-            self._control = Control(self.engines)
-            self._watchdog = Watchdog(self._control, detect_halt=self.kernel_irqchip)
+            self.control = Control(self.engines)
+            self._watchdog = Watchdog(self.control, detect_halt=self.kernel_irqchip)
             self.console: Console = MemoryConsole() if console is None else console
             self.pc = Pc(self, self.console) if devices == "pc" else None
         except BaseException:
@@ -178,7 +183,8 @@ class Machine:
             raise UsageError("an image is loaded already: make a new machine for another one")
         self._need_rest()
         content = boot_content(image)
-        boot = boot_options(options, cpus=self.cpus, mp_table=self.kernel_irqchip)
+        platform = self.pc.platform() if self.pc is not None and self.kernel_irqchip else None
+        boot = boot_options(options, cpus=self.cpus, mp_table=self.kernel_irqchip, acpi=platform)
         try:
             loaded = load(content, self.memory, boot)
             if not self.kernel_irqchip:
@@ -245,7 +251,7 @@ class Machine:
         self._need_rest()
         if self.result is not None and self.result.crashed:
             raise UsageError(f"{self.result}: a crashed guest cannot be run on; make a new machine")
-        control = self._control
+        control = self.control
         control.begin()
         before = self._exits()
         signals = DeferredSignals(lambda name: control.stop(EndReason.USER, name))
@@ -261,6 +267,8 @@ class Machine:
                 threads.run()
         finally:
             self._watchdog.end()
+            if self.pc is not None:
+                self.pc.flush()
             self._running = False
         seconds = time.monotonic() - began
         exits = self._exits() - before
@@ -281,12 +289,12 @@ class Machine:
         Between runs this does nothing.
         """
         if not self._closed:
-            self._control.stop(EndReason.USER, detail)
+            self.control.stop(EndReason.USER, detail)
 
     @property
     def stopping(self) -> bool:
         """Tell whether the present run is about to end."""
-        return self._control.stopping
+        return self.control.stopping
 
     def post(self, work: Callable[[], Any]) -> None:
         """Have `work` called on a vCPU's thread between two exits, in the next run if none is under way.
@@ -296,7 +304,7 @@ class Machine:
         if not callable(work):
             raise UsageError(f"post: {work!r} cannot be called")
         if not self._closed:
-            self._control.post(work)
+            self.control.post(work)
 
     def statistics(self) -> Statistics:
         """Add up what was counted since the machine was made; not while it runs."""

@@ -25,6 +25,7 @@ class EndReason(StrEnum):
     INTERNAL_ERROR = "internal-error"
     FAILED_ENTRY = "failed-entry"
     GUEST_CRASH = "guest-crash"
+    PANIC = "panic"
     UNKNOWN_EXIT = "unknown-exit"
     DEBUG = "debug"
     TIMEOUT = "timeout"
@@ -40,10 +41,11 @@ CRASHES = frozenset(
         EndReason.INTERNAL_ERROR,
         EndReason.FAILED_ENTRY,
         EndReason.GUEST_CRASH,
+        EndReason.PANIC,
         EndReason.UNKNOWN_EXIT,
     }
 )
-"""The ends that nobody chose: exit status 1, and a failure report."""
+"""The ends that nobody chose: exit status 1, and a failure report, but where the guest itself has said why."""
 
 _MEANING = {
     EndReason.POWER_OFF: "the guest switched the machine off",
@@ -54,6 +56,7 @@ _MEANING = {
     EndReason.INTERNAL_ERROR: "the guest crashed: KVM internal error",
     EndReason.FAILED_ENTRY: "the guest crashed: the CPU refused to enter it",
     EndReason.GUEST_CRASH: "the guest reported that it crashed",
+    EndReason.PANIC: "the guest kernel panicked",
     EndReason.UNKNOWN_EXIT: "the guest crashed: unknown exit",
     EndReason.DEBUG: "a breakpoint or single step was hit",
     EndReason.TIMEOUT: "the time limit passed",
@@ -104,6 +107,8 @@ class Result(NamedTuple):
     def __str__(self) -> str:
         """Say in one sentence why the run ended."""
         value = "" if self.value is None else f" with value {self.value:#x}"
+        if self.reason is EndReason.PANIC and self.detail:
+            return f"{_MEANING[self.reason]}: {self.detail}"
         detail = f" ({self.detail})" if self.detail else ""
         return f"{_MEANING[self.reason]}{value}{detail}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from pyvmm.devices.device import DebugExit, PowerOff, Reset
+from pyvmm.devices.device import DebugExit, Panic, PowerOff, Reset
 from pyvmm.engine import exits
 from pyvmm.engine.direct import DirectEngine
 from pyvmm.machine.control import Control
@@ -111,7 +111,7 @@ class VcpuThreads:
         first = self._control.stop(reason, detail, engine.index, value)
         if reason not in CRASHES:
             return False
-        if first:
+        if first and self._control.panic is None:  # a kernel that panicked has reported on itself
             self.crash = left
         return True
 
@@ -125,6 +125,8 @@ def _meaning(left: exits.Exit) -> tuple[EndReason, str, int | None]:
             return EndReason.RESET, "", None
         case exits.DeviceAction(action=DebugExit(value=value)):
             return EndReason.DEBUG_EXIT, "", value
+        case exits.DeviceAction(action=Panic()):
+            return EndReason.PANIC, "reported through the pvpanic port", None
         case exits.DeviceAction(action=action):
             raise TypeError(f"a device's write returned {action!r}: return None or an Action")
         case exits.Halt():

@@ -16,6 +16,11 @@ from tests.unit.boot_images import CODE, c_string, make_bzimage
 MIB = 1 << 20
 
 
+def initrd(size: int) -> bytes:
+    """Make what starts like a compressed archive."""
+    return b"\x1f\x8b".ljust(size, b"R")
+
+
 def test_machine_state_and_zero_page(memory: GuestMemory) -> None:
     kernel = make_bzimage()
     image = load(kernel, memory, BootOptions(cmdline="console=ttyS0"))
@@ -70,31 +75,31 @@ def test_pref_address_and_load_address(memory: GuestMemory) -> None:
 def test_init_size_must_fit_and_stays_free(memory: GuestMemory) -> None:
     with pytest.raises(ImageError, match=r"needs RAM from 0x100000 to 0x500000.*give it 5 MiB"):
         load(make_bzimage(init_size=4 * MIB), memory)
-    image = load(make_bzimage(init_size=2 * MIB), memory, BootOptions(initrd=b"R" * MIB))
+    image = load(make_bzimage(init_size=2 * MIB), memory, BootOptions(initrd=initrd(MIB)))
     assert {s.name: s.gpa for s in image.segments}["initrd"] == 3 * MIB
     with pytest.raises(ImageError, match="no room for the initrd"):
-        load(make_bzimage(init_size=2 * MIB), memory, BootOptions(initrd=b"R" * (MIB + 1)))
+        load(make_bzimage(init_size=2 * MIB), memory, BootOptions(initrd=initrd(MIB + 1)))
 
 
 def test_initrd_obeys_initrd_addr_max(memory: GuestMemory) -> None:
-    load(make_bzimage(initrd_max=0x2FFFFF), memory, BootOptions(initrd=b"R" * 5000))
+    load(make_bzimage(initrd_max=0x2FFFFF), memory, BootOptions(initrd=initrd(5000)))
     at, size = memory.read_u32(ZERO_PAGE + 0x218), memory.read_u32(ZERO_PAGE + 0x21C)
     assert (at, size) == (0x300000 - 8192, 5000)
-    assert memory.read(at, size) == b"R" * 5000
+    assert memory.read(at, size) == initrd(5000)
     with pytest.raises(ImageError, match="no room for the initrd"):
-        load(make_bzimage(initrd_max=0x10FFFF), memory, BootOptions(initrd=b"R" * 5000))
+        load(make_bzimage(initrd_max=0x10FFFF), memory, BootOptions(initrd=initrd(5000)))
 
 
 def test_initrd_above_4_gib_goes_into_the_extended_fields() -> None:
     memory = GuestMemory((3 << 30) + 4 * MIB)
     try:
         kernel = make_bzimage(initrd_max=0x10FFFF)
-        load(kernel, memory, BootOptions(initrd=b"R" * 5000))
+        load(kernel, memory, BootOptions(initrd=initrd(5000)))
         low, high = memory.read_u32(ZERO_PAGE + 0x218), memory.read_u32(ZERO_PAGE + 0x0C0)
         assert (high << 32) + low == (4 << 30) + 4 * MIB - 8192
-        assert memory.read((high << 32) + low, 5000) == b"R" * 5000
+        assert memory.read((high << 32) + low, 5000) == initrd(5000)
         with pytest.raises(ImageError, match="no room"):
-            load(make_bzimage(initrd_max=0x10FFFF, xloadflags=1), memory, BootOptions(initrd=b"R" * 5000))
+            load(make_bzimage(initrd_max=0x10FFFF, xloadflags=1), memory, BootOptions(initrd=initrd(5000)))
     finally:
         memory.close()
 

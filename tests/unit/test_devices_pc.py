@@ -27,9 +27,11 @@ from pyvmm.devices import (
     Device,
     Field,
     FwCfg,
+    Panic,
     PciConfigPorts,
     PostCode,
     PowerOff,
+    PvPanic,
     Register,
     RegisterMap,
     Reset,
@@ -71,6 +73,7 @@ MAKERS: dict[str, tuple[Callable[[], Device], int]] = {
     "i8042": (I8042, 5),
     "pci-config": (PciConfigPorts, 8),
     "postcode": (PostCode, 1),
+    "pvpanic": (PvPanic, 1),
     "reset-control": (ResetControl, 1),
     "system-control-a": (SystemControlA, 1),
     "testdev": (TestDevice, 4),
@@ -553,15 +556,22 @@ def test_system_control_a() -> None:
     assert device.write(0, 1, 0x03) == Reset()
 
 
-def test_pci_finds_the_mechanism_and_no_device() -> None:
+def test_pci_finds_the_mechanism_and_a_host_bridge_alone() -> None:
     bus, device = pio(), PciConfigPorts()
     bus.attach(0xCF8, 8, device)
     bus.write(0xCFB, 1, 0x01)  # Linux's pci_check_type1
     bus.write(0xCF8, 4, 0x80000000)
     assert bus.read(0xCF8, 4) == 0x80000000
-    assert bus.read(0xCFC, 4) == 0xFFFFFFFF
-    assert bus.read(0xCFE, 2) == 0xFFFF
+    assert bus.read(0xCFC, 4) == 0x00081B36
+    assert bus.read(0xCFE, 2) == 0x0008
     bus.write(0xCFC, 4, 0)
+    bus.write(0xCF8, 4, 0x80000008)
+    assert bus.read(0xCFE, 2) == 0x0600, "the class of a host bridge"
+    assert bus.read(0xCFF, 1) == 0x06
+    for other in (0x80000100, 0x80000800, 0x80010000):
+        bus.write(0xCF8, 4, other)
+        assert bus.read(0xCFC, 4) == 0xFFFFFFFF
+        assert bus.read(0xCFE, 2) == 0xFFFF
     bus.write(0xCF8, 4, 0xFFFFFFFF)
     assert bus.read(0xCF8, 4) == 0x80FFFFFC
     bus.write(0xCF8, 1, 0)
@@ -603,6 +613,16 @@ def test_pci_can_be_given_a_device() -> None:
     device.write(1, 1, 0x02)
     device.reset()
     assert (device.read(0, 4), device.read(1, 1)) == (0, 0)
+
+
+# Panic
+
+
+@pytest.mark.parametrize(("value", "action"), [(0, None), (1, Panic()), (2, None), (3, Panic()), (0x80, None)])
+def test_pvpanic(value: int, action: Action | None) -> None:
+    device = PvPanic()
+    assert device.read(0, 1) == 3
+    assert device.write(0, 1, value) == action
 
 
 # Firmware configuration
@@ -669,7 +689,7 @@ def test_sleep(kind: int, size: int) -> None:
     value = 0x2000 | kind << 10
     action = device.write(4, 2, value) if size == 2 else device.write(5, 1, value >> 8)
     assert action == (PowerOff() if kind in (0, 5, 7) else None)
-    assert device.read(4, 2) == kind << 10
+    assert device.read(4, 2) == kind << 10 | 1, "SCI_EN is always set"
     assert AcpiPm().write(4, 2, kind << 10) is None
 
 
@@ -678,9 +698,9 @@ def test_power_button_raises_the_sci_until_it_is_acknowledged() -> None:
     device = AcpiPm(line)
     device.press()
     assert device.read(0, 2) == 0x0100
-    device.write(2, 2, 0x0100)
+    device.write(4, 2, 0)
     assert not line.level
-    device.write(4, 2, 0x0001)
+    device.write(2, 2, 0x0100)
     assert line.levels == [True]
     device.write(1, 1, 0x01)
     assert line.levels == [True, False]
@@ -693,7 +713,7 @@ def test_power_button_raises_the_sci_until_it_is_acknowledged() -> None:
     assert spare.levels == [True]
     device.reset()
     assert not line.level
-    assert device.read(0, 8) == 0
+    assert device.read(0, 8) == 1 << 32
 
 
 @pytest.mark.parametrize(("bits", "mask"), [(24, 0xFFFFFF), (32, 0xFFFFFFFF)])

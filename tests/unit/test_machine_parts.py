@@ -1,4 +1,4 @@
-"""Parts of the machine that need no KVM: results, CPUID, interrupt lines, module and switch descriptions."""
+"""Parts of the machine that need no KVM: results, CPUID, interrupt lines, module descriptions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from pyvmm.engine import exits
 from pyvmm.engine.state import CpuState
-from pyvmm.host.switchable import switchable
-from pyvmm.machine.cpuid import paging_features, vcpu_cpuid
+from pyvmm.machine.cpuid import host_brand, paging_features, vcpu_cpuid
 from pyvmm.machine.irq import IrqLines
 from pyvmm.machine.result import CRASHES, EndReason, Result
 from pyvmm.pykvm import Vm, layout
@@ -23,7 +22,7 @@ from pyvmm.pykvm.module import kvm_module
 @pytest.mark.parametrize("reason", list(EndReason))
 def test_every_end_has_words_and_a_status(reason: EndReason) -> None:
     result = Result(reason, "why", value=3 if reason is EndReason.DEBUG_EXIT else None)
-    assert "(why)" in str(result) and "\n" not in str(result)
+    assert "why" in str(result) and "\n" not in str(result)
     special = {EndReason.DEBUG_EXIT: 7, EndReason.TIMEOUT: 124, EndReason.ERROR: 2}
     assert result.status == special.get(reason, 1 if reason in CRASHES else 0)
     assert result.to_dict()["crashed"] is (reason in CRASHES)
@@ -44,13 +43,19 @@ def entries(*rows: tuple[int, int, int, int, int, int]) -> Any:
     return table
 
 
+AMD = (0, 0, 0x10, 0x68747541, 0x444D4163, 0x69746E65)
+INTEL = (0, 0, 0x16, 0x756E6547, 0x6C65746E, 0x49656E69)
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 254])
 def test_each_vcpu_has_its_own_apic_id(cpus: int) -> None:
     supported = entries(
+        AMD,
         (1, 0, 0, 0xAABBCCDD, 0, 1 << 28),
         (4, 0, 0x1FF03FE1, 0, 0, 0),
         (4, 4, 0, 0, 0, 0),
         (0xB, 0, 0, 0, 0, 99),
+        (0x80000001, 0, 0, 0, 2, 0),
         (0x80000008, 0, 0x3030, 0, 0x7FFF, 0),
         (0x8000001D, 0, 0x1FF03F21, 0, 0, 0),
         (0x8000001D, 3, 0x1FF03F63, 0, 0, 0),
@@ -75,12 +80,35 @@ def test_each_vcpu_has_its_own_apic_id(cpus: int) -> None:
         assert 1 << leaf(0xB, "eax", 1) >= cpus
         assert (leaf(0xB, "ebx", 2), leaf(0xB, "ecx", 2) >> 8) == (0, 0)
         assert leaf(0x80000008, "ecx") & 0xFF == (cpus - 1) & 0xFF
+        assert leaf(0x80000001, "ecx") == (2 if cpus > 1 else 0), "cores, not threads"
         assert leaf(0x8000001D, "eax") >> 14 & 0xFFF == 0
         assert leaf(0x8000001D, "eax", 3) >> 14 & 0xFFF == cpus - 1
         assert leaf(0x8000001E, "eax") == index
         bare = vcpu_cpuid(supported, index, cpus, apic=False)
         assert not int(bare["edx"][bare["function"] == 1][0]) >> 9 & 1
     assert (supported == before).all()
+
+
+def test_what_is_amds_stays_reserved_on_intel() -> None:
+    table = vcpu_cpuid(entries(INTEL, (0x80000001, 0, 0, 0, 1, 0), (0x80000008, 0, 0x3030, 0, 0, 0)), 1, 4)
+    assert list(table["ecx"][1:]) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("brand", "seen"),
+    [("", b""), ("AMD EPYC 7763", b"AMD EPYC 7763"), ("x" * 60, b"x" * 47), ("Core\N{TRADE MARK SIGN}", b"Core?")],
+)
+def test_the_brand_takes_48_bytes_of_three_leaves(brand: str, seen: bytes) -> None:
+    supported = entries(*((function, 0, 0, 0, 0, 0) for function in (0x80000002, 0x80000003, 0x80000004)))
+    table = vcpu_cpuid(supported, 0, 1, brand=brand)
+    words = [table[register][row] for row in range(3) for register in ("eax", "ebx", "ecx", "edx")]
+    assert b"".join(int(word).to_bytes(4, "little") for word in words) == seen.ljust(48, b"\0")
+
+
+def test_this_hosts_brand() -> None:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    assert host_brand() == (names[0] if names else "")
 
 
 def test_paging_features() -> None:
@@ -150,26 +178,3 @@ def test_the_vendor_module_tells_the_paging(tmp_path: Path, name: str, parameter
 
 def test_no_module_at_all(tmp_path: Path) -> None:
     assert (kvm_module(str(tmp_path)).name, kvm_module(str(tmp_path)).paging) == ("unknown", "unknown")
-    assert [row.possible for row in switchable(kvm_module(str(tmp_path)), "/nonexistent", "/nonexistent")] == [False]
-
-
-@pytest.mark.parametrize(
-    ("listed", "word"),
-    [("", "built into"), ("kvm_intel 1 2 - Live 0x0\n", "in use"), ("kvm_intel 1 0 - Live 0x0\n", "modprobe")],
-)
-def test_what_stands_in_the_way_of_a_switch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, word: str
-) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr("shutil.which", lambda name: f"/sbin/{name}")
-    module_tree(tmp_path, "kvm_intel", ept="Y", vpid="Y")
-    module_tree(tmp_path, "kvm", nx_huge_pages="Y")
-    for parameter in ("ept", "vpid"):
-        (tmp_path / "kvm_intel" / "parameters" / parameter).chmod(0o444)
-    modules = tmp_path / "modules"
-    modules.write_text(listed)
-    *rows, writable = switchable(kvm_module(str(tmp_path)), str(modules), str(tmp_path))
-    assert [row.parameter for row in rows] == ["ept", "vpid"]
-    assert all(word in row.reason for row in rows)
-    assert all(row.possible == (word == "modprobe") for row in rows)
-    assert writable.possible and "echo" in writable.reason
