@@ -7,13 +7,20 @@ GUEST ?= guest:hello-elf64
 
 # Debian packages that set-up needs and the commands that show that they are there.
 PACKAGES := gcc libc6-dev binutils python3-venv
+# What the lab needs besides: QEMU for AMD, Bochs for Intel, and what makes their disks. The tests use it.
+LAB_PACKAGES := qemu-system-x86 bochs bochsbios vgabios isolinux syslinux-common xorriso busybox-static kmod cpio file
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: boot test check soak bench guests bytecode clean tools
+.PHONY: boot test test-local check soak bench guests bytecode lab clean tools
 boot: $(VENV)/ready guests bytecode
 	$(BIN)/python -m pyvmm boot $(GUEST)
 
-test: $(VENV)/ready guests bytecode
+# Everything, everywhere: this host, the AMD lab with NPT on and off, the Intel lab with EPT on and off.
+test: $(VENV)/ready guests bytecode lab
+	$(BIN)/python -m tests.everywhere
+
+# This host only: a minute and a half.
+test-local: $(VENV)/ready guests bytecode
 	$(BIN)/python -m pytest
 
 # What CI holds the code to besides the tests.
@@ -38,6 +45,10 @@ tools:
 	@command -v gcc >/dev/null && command -v ld >/dev/null && [ -e /usr/include/linux/kvm.h ] \
 		&& $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy $(PACKAGES); }
+
+lab: $(VENV)/ready
+	@$(BIN)/python -m pyvmm lab check >/dev/null 2>&1 \
+		|| { $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy --no-install-recommends $(LAB_PACKAGES); }
 
 $(VENV)/ready: pyproject.toml setup.py | tools
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pyvmm needs Python 3.11 or later: make PYTHON=python3.11 ..." >&2; exit 2; }

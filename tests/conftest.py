@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,11 +18,21 @@ ROOT = Path(__file__).resolve().parent.parent
 _results: Counter[tuple[str, str]] = Counter()
 
 
+_NEEDS_KVM = ("kvm", "linux", "switch")
+
+
 def _place(item: pytest.Item) -> str:
-    if item.get_closest_marker("kvm") is None:
+    if item.get_closest_marker("lab") is not None:
+        return "labs started by tests"
+    if not _needs_kvm(item):
         return "no KVM needed"
     module = kvm_module()
-    return f"this host's /dev/kvm ({module.name}, paging {module.paging})"
+    host = f"{lab} lab" if (lab := os.environ.get("PYVMM_LAB")) else "this host's /dev/kvm"
+    return f"{host} ({module.name}, paging {module.paging})"
+
+
+def _needs_kvm(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(marker) is not None for marker in _NEEDS_KVM)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,11 +53,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             f"{count} {outcome}" for (where, outcome), count in sorted(_results.items()) if where == place
         )
         terminalreporter.write_line(f"{place}: {counts}")
+    if path := os.environ.get("PYVMM_TEST_RESULTS"):
+        table: dict[str, dict[str, int]] = {}
+        for (place, outcome), count in sorted(_results.items()):
+            table.setdefault(place, {})[outcome] = count
+        Path(path).write_text(json.dumps(table))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # A KVM test never skips: a run without KVM must not look like one that passed.
-    if item.get_closest_marker("kvm") is not None and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if _needs_kvm(item) and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.fail("this test needs /dev/kvm, readable and writable; there is none here", pytrace=False)
 
 
@@ -60,7 +76,9 @@ def _default_interrupt() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def guests() -> Path:
-    """Build the guests of the source tree and return their folder."""
+    """Build the guests of the source tree and return their folder; a lab has them built."""
+    if "PYVMM_LAB" in os.environ:
+        return ROOT / "guests" / "build"
     done = subprocess.run(["make", "-s", "-C", str(ROOT / "guests")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"make -C guests failed:\n{done.stderr}"
     return ROOT / "guests" / "build"

@@ -56,11 +56,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--irqchip", choices=IRQCHIPS, default="kernel", help="interrupt controller (default kernel)")
     machine.add_argument("--hugepages", choices=HUGEPAGE_MODES, default="none", help="back RAM with huge pages")
+    machine.add_argument(
+        "--paging", metavar="HOW", help="run only if KVM pages with ept, npt or kvm-shadow: `pyvmm host set` switches"
+    )
+    machine.add_argument(
+        "--no-panic-watch",
+        action="store_false",
+        dest="panic_watch",
+        help="do not end the run when the console shows a Linux kernel panic",
+    )
     machine.add_argument("--kvm", default="/dev/kvm", metavar="PATH", help="KVM device (default /dev/kvm)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Boot, run, report; return the guest's exit status."""
+    if options.paging is not None:
+        from pyvmm.machine.paging import require_paging
+
+        require_paging(options.paging)
     modules = [_module(text) for text in options.module]
     stats = None if options.stats is None else write_json(options.stats)
     console = parse_console(options.console)
@@ -74,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
             irqchip=options.irqchip,
             hugepages=options.hugepages,
             kvm=options.kvm,
+            panic_watch=options.panic_watch,
         ) as vm:
             loaded = vm.load(
                 options.image,

@@ -16,7 +16,8 @@ COMMANDS = {
     "boot": "boot a kernel",
     "guests": "list the guests that come with pyvmm",
     "initrd": "make an initial RAM file system with busybox, for a Linux kernel",
-    "host": "say what this host's KVM can do",
+    "host": "say what this host's KVM can do, and switch EPT and NPT",
+    "lab": "run commands on a KVM host in software, with EPT or NPT as wanted",
     "bench": "measure pyvmm on this host",
 }
 _STATUS_USAGE = 2

@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 from pyvmm.errors import HostError
+from pyvmm.host.switch import left_behind
 from pyvmm.host.switchable import switchable
 from pyvmm.pykvm import Cap, System
 from pyvmm.pykvm.module import kvm_module
@@ -63,7 +64,8 @@ def describe_host(path: str = "/dev/kvm") -> dict[str, Any]:
     kvm["parameters"] = {module.name: module.parameters, "kvm": module.common}
     return {
         "kvm": kvm,
-        "switch": [entry.to_dict() for entry in switchable(module)],
+        "switch": [entry.to_dict() for entry in switchable()],
+        "switched": _switched(),
         "cpu": _cpu(),
         "kernel": platform.release(),
         "memory": {"total": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "hugepages": _hugepages()},
@@ -82,6 +84,15 @@ def brief_host() -> dict[str, Any]:
         "cpus": cpu["cpus"],
         "kernel": platform.release(),
     }
+
+
+def _switched() -> str | None:
+    """Describe the switch that is in force, or that was left behind; None where there is none."""
+    try:
+        record = left_behind()
+    except HostError as error:
+        return str(error)
+    return None if record is None else record.describe()
 
 
 def _cpu() -> dict[str, Any]:

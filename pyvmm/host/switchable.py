@@ -1,20 +1,20 @@
-"""Which paging settings of KVM this host could switch, and what stands in the way of the others."""
+"""Which settings of KVM this host could switch, and what stands in the way of the others."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import stat
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pyvmm.pykvm.module import KvmModule
-
-_MEMORY_PARAMETERS = {
-    "kvm_intel": ("ept", "vpid", "unrestricted_guest", "eptad"),
-    "kvm_amd": ("npt",),
-    "kvm": ("tdp_mmu", "nx_huge_pages"),
-}
+from pyvmm.host.modules import Kernel
+from pyvmm.host.parameters import PARAMETERS, is_on, show_value
+from pyvmm.host.plan import (
+    current,
+    reload_obstacle,
+    unsupported,
+    users_obstacle,
+    without_effect,
+    write_obstacle,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Switchable:
     Attributes:
         module: its module.
         parameter: its name.
-        value: its present value.
-        possible: whether reloading the module could change it now.
+        value: its present value, as the kernel shows it.
+        possible: whether it could be changed now.
         reason: what stands in the way, or how to do it.
     """
 
@@ -40,65 +40,39 @@ class Switchable:
         return asdict(self)
 
 
-def switchable(module: KvmModule, modules_file: str = "/proc/modules", sysfs: str = "/sys/module") -> list[Switchable]:
-    """List the settings of the loaded vendor module and of `kvm`, with what a switch would take.
-
-    Args:
-        modules_file: the kernel's list of loaded modules; one that is in sysfs but not there is built in.
-        sysfs: where the modules' parameters are; one that is writable there needs no reload.
-    """
-    users = _users(modules_file)
+def switchable(kernel: Kernel | None = None) -> list[Switchable]:
+    """List the settings of the loaded modules, with what a switch would take."""
+    kernel = kernel or Kernel()
+    kvm = kernel.kvm()
     rows = []
-    for name, parameters in ((module.name, module.parameters), ("kvm", module.common)):
-        obstacle = _obstacle(name, users)
-        for parameter in _MEMORY_PARAMETERS.get(name, ()):
-            if parameter in parameters:
-                path = f"{sysfs}/{name}/parameters/{parameter}"
-                if _writable(path):
-                    possible, how = os.geteuid() == 0, f"as root, echo VALUE > {path}; no reload is needed"
-                else:
-                    possible = obstacle is None
-                    how = obstacle or f"modprobe -r {name} && modprobe {name} {parameter}=VALUE"
-                rows.append(Switchable(name, parameter, parameters[parameter], possible, how))
+    users = users_obstacle(kernel, (kvm.name,))
+    obstacles: dict[str, str | None] = {}
+    for name, parameter in PARAMETERS.items():
+        value = current(kvm, name)
+        if parameter.module not in (kvm.name, "kvm") or not value:
+            continue
+        module = parameter.module
+        if module not in obstacles:
+            modules = (module,) if module == kvm.name else (module, kvm.name)
+            obstacles[module] = reload_obstacle(kernel, modules) or users
+        other = "0" if is_on(value) else "1"
+        if parameter.number:
+            wanted = f"{name}=NUMBER"
+        else:
+            wanted = f"{name}={show_value(name, other)}"
+        writable = kernel.writable(module, name)
+        reason = (
+            without_effect(kvm, name, "1", {})
+            or unsupported(kernel, name, other)
+            or (write_obstacle(kernel, [(module, name, other)]) if writable else obstacles[module])
+        )
+        how = f"pyvmm host set {wanted}" + (", without a reload" if writable else "")
+        rows.append(Switchable(module, name, value, reason is None, reason or how))
     if not any(row.parameter in ("ept", "npt") for row in rows):
         reason = (
-            "this KVM has no two-dimensional paging: its shadow MMU is all there is"
-            if module.name == "kvm_pvm"
-            else "no kvm_intel or kvm_amd is loaded"
+            "no KVM module is loaded"
+            if kvm.name == "unknown"
+            else "this KVM has no two-dimensional paging at all; `pyvmm lab` has both"
         )
-        rows.insert(0, Switchable(module.name, "ept/npt", "-", False, reason))
+        rows.insert(0, Switchable(kvm.name, "ept/npt", "-", False, reason))
     return rows
-
-
-def _obstacle(name: str, users: dict[str, int]) -> str | None:
-    if name not in users:
-        return f"{name} is built into the kernel: set it on the kernel command line ({name}.PARAMETER=VALUE) and reboot"
-    if os.geteuid() != 0:
-        return "only root may reload a module"
-    if users[name] > 0:
-        return (
-            f"{name} is in use: close every VM first"
-            if name != "kvm"
-            else "kvm is in use by its vendor module: unload that first"
-        )
-    if shutil.which("modprobe") is None:
-        return "modprobe is missing (Debian: kmod)"
-    return None
-
-
-def _writable(path: str) -> bool:
-    """Tell whether the kernel takes a new value at run time: the file's own mode says so, whoever asks."""
-    try:
-        return bool(os.stat(path).st_mode & stat.S_IWUSR)
-    except OSError:
-        return False
-
-
-def _users(path: str) -> dict[str, int]:
-    """Read module names and use counts (proc(5), /proc/modules)."""
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            rows = [line.split() for line in file]
-    except OSError:
-        return {}
-    return {row[0]: int(row[2]) for row in rows if len(row) > 2 and row[2].isdigit()}
