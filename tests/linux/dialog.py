@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ def image(name: str) -> str:
     """Return the path of a kernel or initrd in the folder $PYVMM_LINUX, which `tests.everywhere` fills."""
     folder = os.environ.get("PYVMM_LINUX")
     if folder is None:
-        pytest.fail("PYVMM_LINUX does not name a folder with kernels; run `make test`, which provides them", pytrace=False)
+        pytest.fail(
+            "PYVMM_LINUX does not name a folder with kernels; run `make test`, which provides them", pytrace=False
+        )
     return str(Path(folder) / name)
 
 
@@ -32,12 +35,16 @@ class Shell:
         self.vm = vm
         self.console = console
         self._end = end
-        self._seen = 0
 
     def __call__(self, command: str) -> str:
         """Type a command and return what it printed, with neither its echo nor the next prompt."""
         self.type(command)
-        return self.wait().partition("\n")[2].rstrip("\n")
+        text = self.wait()
+        # The shell's line editor breaks a long line where the terminal ends, so the echo is the command with more in between.
+        at = -1
+        for character in command:
+            at = text.index(character, at + 1)
+        return text[at + 1 :].strip("\n")
 
     def wait(self) -> str:
         """Wait for the next prompt and return the output up to it."""
@@ -56,13 +63,19 @@ class Shell:
 
 @contextmanager
 def booted(
-    kernel: str, cpus: int = 1, *, initrd: str | None = "initrd.cpio", cmdline: str = "console=ttyS0", memory: str = "256M"
+    kernel: str,
+    cpus: int = 1,
+    *,
+    initrd: str | None = "initrd.cpio",
+    cmdline: str = "console=ttyS0",
+    memory: str = "256M",
 ) -> Iterator[Shell]:
     """Boot and yield the guest, which need not have come to a shell yet."""
     console = MemoryConsole()
     with ThreadPoolExecutor(1) as pool, Machine(memory, cpus, console=console) as vm:
         vm.load(image(kernel), cmdline=cmdline, initrd=None if initrd is None else image(initrd))
-        shell = Shell(vm, console, pool.submit(vm.run, timeout=LIMIT))
+        end = pool.submit(vm.run, timeout=LIMIT)
+        shell = Shell(vm, console, end)
         try:
             yield shell
         except BaseException:
@@ -70,3 +83,4 @@ def booted(
             raise
         finally:
             vm.stop()
+            futures.wait([end])

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from pyvmm.boot import zeropage as zp
 from pyvmm.errors import ImageError, UsageError
 from pyvmm.host.lab import rawkernel
-from pyvmm.host.lab.channel import END_OF_INPUT, EXIT, HELLO, MAGIC, OUTPUT, RUN, SAVED, SIGNAL, encode
-from pyvmm.host.lab.inside import FILLER
+from pyvmm.host.lab.bochs import CYLINDER
+from pyvmm.host.lab.channel import END_OF_INPUT, EXIT, HELLO, INPUT, MAGIC, OUTPUT, RUN, SAVED, SIGNAL, encode
+from pyvmm.host.lab.inside import FILLER, MAILBOX_SIZE
 from pyvmm.host.lab.intel import IntelBackend
 from pyvmm.host.lab.kernel import LabKernel
 from pyvmm.host.lab.settings import LabSpec, module_parameters
@@ -147,7 +148,8 @@ class Emulator:
     def __init__(self, folder: Path) -> None:
         for name in ("output", "input"):
             os.mkfifo(folder / name)
-        self.line = SteadyLine(str(folder / "output"), str(folder / "input"), lambda: True)
+        self.mailbox = folder / "mailbox"
+        self.line = SteadyLine(str(folder / "output"), str(folder / "input"), str(self.mailbox), lambda: True)
         self.output = os.open(folder / "output", os.O_WRONLY)
         self.input = os.open(folder / "input", os.O_RDWR)
         self.clock = 0
@@ -163,6 +165,14 @@ class Emulator:
 
         self.thread = threading.Thread(target=run)
         self.thread.start()
+
+    def letter(self) -> bytes:
+        """Return what is in the mailbox, once the emulator has been let go."""
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        data = self.mailbox.read_bytes()
+        assert len(data) > MAILBOX_SIZE and len(data) % CYLINDER == 0
+        return data[8 : 8 + int.from_bytes(data[:8], "little")]
 
     def heard(self, seconds: float = 0.0) -> bytes:
         if not select.select([self.input], [], [], seconds)[0]:
@@ -199,12 +209,12 @@ def test_the_emulator_stands_still_until_the_answer_is_complete(emulator: Emulat
     assert len(hello) < stopped < len(hello) + len(FILLER)
     run = encode(RUN, b"command")
     os.write(emulator.line.fd, MAGIC + run)
-    assert emulator.heard(0.1) == b"" and emulator.clock == stopped
+    time.sleep(0.1)
+    assert emulator.clock == stopped
     os.write(emulator.line.fd, encode(END_OF_INPUT))
-    assert emulator.heard(10) == MAGIC + run + encode(END_OF_INPUT)
     assert read_all(emulator.line.fd, 10) == encode(OUTPUT, b"later")
-    emulator.thread.join(10)
-    assert not emulator.thread.is_alive()
+    assert emulator.letter() == MAGIC + run + encode(END_OF_INPUT)
+    assert emulator.heard() == b""
 
 
 def test_a_command_whose_input_never_ends_starts_all_the_same(emulator: Emulator) -> None:
@@ -212,11 +222,20 @@ def test_a_command_whose_input_never_ends_starts_all_the_same(emulator: Emulator
     emulator.send(hello + FILLER)
     assert read_all(emulator.line.fd, len(hello)) == hello
     os.write(emulator.line.fd, MAGIC + encode(RUN, b"command"))
-    assert emulator.heard(10) == MAGIC + encode(RUN, b"command")
-    emulator.thread.join(10)
-    assert not emulator.thread.is_alive()
+    assert emulator.letter() == MAGIC + encode(RUN, b"command")
     os.write(emulator.line.fd, encode(SIGNAL, b"\x09"))
     assert emulator.heard(10) == encode(SIGNAL, b"\x09")
+
+
+def test_what_does_not_fit_into_the_mailbox_follows_over_the_line(emulator: Emulator) -> None:
+    hello = MAGIC + encode(HELLO)
+    emulator.send(hello + FILLER)
+    assert read_all(emulator.line.fd, len(hello)) == hello
+    whole = MAGIC + encode(RUN, b"command") + encode(INPUT, bytes(MAILBOX_SIZE)) + encode(END_OF_INPUT)
+    rest = whole
+    while rest:
+        rest = rest[os.write(emulator.line.fd, rest[: 1 << 16]) :]
+    assert emulator.letter() + read_all(emulator.input, len(whole) - MAILBOX_SIZE) == whole
 
 
 def test_it_stops_after_each_command_and_not_after_a_piece_of_the_share(emulator: Emulator) -> None:
@@ -248,7 +267,7 @@ def test_the_session_hears_of_the_emulators_end(emulator: Emulator, holding: boo
 def test_an_emulator_that_never_opens_its_line(tmp_path: Path) -> None:
     for name in ("output", "input"):
         os.mkfifo(tmp_path / name)
-    line = SteadyLine(str(tmp_path / "output"), str(tmp_path / "input"), lambda: False)
+    line = SteadyLine(str(tmp_path / "output"), str(tmp_path / "input"), str(tmp_path / "mailbox"), lambda: False)
     assert select.select([line.fd], [], [], 10)[0] and os.read(line.fd, 1) == b""
     os.close(line.fd)
 

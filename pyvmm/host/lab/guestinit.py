@@ -37,7 +37,7 @@ START = "/.pyvmm/start"
 PARAMETERS = "/.pyvmm/parameters"
 """The folder that it brings with one file of parameters for each module."""
 
-# Disks: sda as above, sdb a tar archive with the project and the job, sdc where the share is written for the way back.
+# Disks: sda this one, sdb a tar archive with the project and the job, sdc for the share on its way back, sdd the mailbox.
 _INIT = r"""#!/bin/busybox sh
 b=/bin/busybox
 die() { echo "pyvmm lab: $*"; $b poweroff -f; $b sleep 100; }

@@ -1,14 +1,17 @@
-"""Start the agent in the Intel lab: the same agent, on serial lines, that stops the emulator whenever it waits for the host.
+"""Start the agent in the Intel lab: the same agent, which stops the emulator whenever it waits for the host.
 
-`python -I -S inside.py`, with the line from the host on standard input and the one to it on standard output.
+`cat LINE | python -I -S inside.py MAILBOX`, with the serial line to the host on standard output. What the host says meanwhile arrives
+on standard input, its answers are in the mailbox, a disk.
 """
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import struct
 import sys
+import termios
 
 if __name__ == "__main__":
     # The packages on the way to the agent, without what their __init__ would import.
@@ -20,12 +23,19 @@ if __name__ == "__main__":
 from pyvmm.host.lab.agent import Agent
 from pyvmm.host.lab.channel import EXIT, HELLO, SAVED, pack_strings, unpack_strings
 
-FILLER = bytes(3 << 12)
-"""Sent whenever the agent is going to wait for the host: more than the FIFO behind the line holds.
+FILLER = bytes(2 << 12)
+"""Sent whenever the agent is going to wait for the host: more than the FIFO behind the line holds (`steadyline`).
 
-The emulator stops in the midst of it, and the lab's time with it, until the host has put its next message onto the other line. So it
-does not matter when the host does that.
+It is not taken from the line until the host's answer is in the mailbox. So when all of it has gone out the answer is there, and for
+the lab it makes no difference how long the host took.
 """
+
+MAILBOX_SIZE = 1 << 19
+"""The most that the mailbox holds: what goes beyond follows over the line."""
+
+BLOCK = 4096
+LETTER = struct.Struct("<Q")
+"""What the mailbox begins with: the number of bytes behind it."""
 
 _RNDADDENTROPY = 0x40085203
 _SEED = 64
@@ -34,13 +44,33 @@ _SEED = 64
 class SteadyAgent(Agent):
     """An agent whose lab repeats itself to the last exit."""
 
+    def __init__(self, mailbox: str) -> None:
+        """Talk over standard input, which must be a pipe, and standard output."""
+        super().__init__(0, 1)
+        self._mailbox = os.open(mailbox, os.O_RDONLY | os.O_DIRECT)
+        self._letter = mmap.mmap(-1, BLOCK + MAILBOX_SIZE)
+        # Letters go through the same pipe as what the line brings: the agent need not know where its messages come from.
+        self._own_input = os.open("/proc/self/fd/0", os.O_WRONLY)
+        fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, 2 * MAILBOX_SIZE)
+
     def send(self, kind: int, payload: bytes = b"") -> None:
-        """Send one message, and the filler behind one that the host answers."""
+        """Send one message, and fetch the host's answer if it is one that the host answers."""
         super().send(kind, payload)
         if kind in (HELLO, EXIT) or (kind == SAVED and not payload):
             view = memoryview(FILLER)
             while view:
                 view = view[os.write(1, view) :]
+            termios.tcdrain(1)
+            os.write(self._own_input, self._fetch())
+
+    def _fetch(self) -> bytes:
+        with memoryview(self._letter) as view:
+            os.preadv(self._mailbox, [view[:BLOCK]], 0)
+            (size,) = LETTER.unpack_from(view)
+            rest = -(-(LETTER.size + size) // BLOCK) * BLOCK - BLOCK
+            if rest > 0:
+                os.preadv(self._mailbox, [view[BLOCK : BLOCK + rest]], BLOCK)
+            return bytes(view[LETTER.size : LETTER.size + size])
 
     def _run(self, payload: bytes) -> None:
         strings = unpack_strings(payload)
@@ -58,4 +88,4 @@ def seed() -> None:
 
 if __name__ == "__main__":
     seed()
-    SteadyAgent(0, 1).serve()
+    SteadyAgent(sys.argv[1]).serve()

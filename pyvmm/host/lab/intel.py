@@ -2,7 +2,8 @@
 
 Bochs counts instructions and its clocks follow them, so a lab repeats itself: the same commands give the same counts, to the last exit.
 Three disks take the place of this host's file system: `bootdisk` with kernel and Python, `jobdisk` with the project and the share, and an
-empty one on which the share travels back. One serial line is the kernel's console, two more are the agent's (`steadyline`).
+empty one on which the share travels back. One serial line is the kernel's console, two more and a fourth disk are the agent's
+(`steadyline`): nothing that the host does moves the lab's clock.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class IntelBackend:
         self._folder = folder = keeper.folder
         cache = os.path.join(cache_folder(), "lab")
         image = boot_disk(spec.kernel, cache)
-        disks = {name: os.path.join(folder, name) for name in ("boot", "job", "share")}
+        disks = {name: os.path.join(folder, name) for name in ("boot", "job", "share", "mailbox")}
         os.symlink(image, disks["boot"])
         jobdisk.write_disk(disks["job"], jobdisk.job_archive(spec, cache))
         jobdisk.blank_disk(disks["share"])
@@ -69,14 +70,14 @@ class IntelBackend:
             os.mkfifo(os.path.join(folder, name), 0o600)
         wiring = bochs.Wiring(
             memory=spec.memory,
-            disks=(bochs.Disk(disks["boot"], volatile=True), bochs.Disk(disks["job"]), bochs.Disk(disks["share"])),
+            disks=tuple(bochs.Disk(path, volatile=name == "boot") for name, path in disks.items()),
             console=os.path.join(folder, "console"),
             output=os.path.join(folder, "output"),
             input=os.path.join(folder, "input"),
             log=os.path.join(folder, "log"),
         )
         command = bochs.command(folder, bochs.bochsrc(wiring))
-        line = SteadyLine(wiring.output, wiring.input, lambda: keeper.alive)
+        line = SteadyLine(wiring.output, wiring.input, disks["mailbox"], lambda: keeper.alive)
         keeper.start(command)
         return line.fd, line.fd
 

@@ -1,7 +1,8 @@
 """Between a session and the emulator's serial lines: hold the emulator still while the host thinks.
 
-After a message that the host answers, the lab sends filler, which this thread does not read, so the emulator stops in it. When the
-answer is complete it goes into the other FIFO, and only then is the emulator let go. For the lab no time has passed.
+After a message that the host answers, the lab sends filler and then looks into its mailbox, a disk. The filler is not read here until the
+answer is in the mailbox, and it is more than the FIFO holds: the emulator stops in the midst of it, and finds the answer when it goes on.
+For the lab no time has passed. What the host says at other times goes over the serial line, and arrives when it arrives.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import threading
 import time
 from collections.abc import Callable
 
+from pyvmm.host.lab.bochs import CYLINDER
 from pyvmm.host.lab.channel import EXIT, HELLO, INPUT, MAGIC, RUN, SAVED
-from pyvmm.host.lab.inside import FILLER
+from pyvmm.host.lab.inside import BLOCK, FILLER, LETTER, MAILBOX_SIZE
 
 _CAPACITY = 4096
-_FIONREAD = 0x541B
 _SETTLE = 0.3
-"""How many seconds the input of a command may come behind the command and still go with it."""
+"""How many seconds the input of a command may come behind the command and still go with it into the mailbox."""
 _TICK, _WAIT = 0.02, 0.25
 _CHUNK = 1 << 16
 _HEADER = struct.Struct("<BI")
@@ -78,15 +79,20 @@ class SteadyLine:
         fd: the session's end, to read from and to write to; the caller closes it.
     """
 
-    def __init__(self, output: str, input: str, alive: Callable[[], bool]) -> None:
-        """Open the FIFOs `output` (from the emulator) and `input` (to it).
+    def __init__(self, output: str, input: str, mailbox: str, alive: Callable[[], bool]) -> None:
+        """Open the FIFOs and make the mailbox.
 
         Args:
+            output: FIFO from the emulator.
+            input: FIFO to it.
+            mailbox: path of the disk that is to be the mailbox.
             alive: asked now and then until the emulator has opened its end; false when it never will.
         """
         self._alive = alive
         self._output = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
         self._input = os.open(input, os.O_RDWR | os.O_NONBLOCK)
+        self._mailbox = os.open(mailbox, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.truncate(self._mailbox, CYLINDER * -(-(MAILBOX_SIZE + BLOCK) // CYLINDER))
         fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, _CAPACITY)
         self._session, theirs = socket.socketpair()
         self.fd = theirs.detach()
@@ -104,6 +110,7 @@ class SteadyLine:
         self._session.close()
         os.close(self._output)
         os.close(self._input)
+        os.close(self._mailbox)
 
     def _step(self) -> bool:
         """Wait for something and pass it on; False when one side is gone."""
@@ -117,7 +124,10 @@ class SteadyLine:
             return False
         if self._output in ready and not self._hear_lab():
             return False
-        if self._holding and self._pending and self._may_go():
+        if self._holding and self._may_go():
+            letter = bytes(self._pending[:MAILBOX_SIZE])
+            os.pwrite(self._mailbox, LETTER.pack(len(letter)) + letter, 0)
+            del self._pending[: len(letter)]
             self._holding = False
         if self._pending and not self._holding:
             with contextlib.suppress(BlockingIOError):
@@ -154,14 +164,10 @@ class SteadyLine:
         return True
 
     def _may_go(self) -> bool:
-        """Tell whether what the session has to say is complete and the emulator stands still."""
-        if not self._to_lab.complete:
+        """Tell whether what the session has to say is complete."""
+        if not self._pending or not self._to_lab.complete:
             return False
-        kind = self._to_lab.last[0]
-        if kind in (RUN, INPUT) and time.monotonic() - self._latest < _SETTLE:
-            return False
-        (count,) = struct.unpack("i", fcntl.ioctl(self._output, _FIONREAD, bytes(4)))
-        return bool(count >= _CAPACITY)
+        return self._to_lab.last[0] not in (RUN, INPUT) or time.monotonic() - self._latest >= _SETTLE
 
 
 def _is_answered(kind: int, length: int) -> bool:
