@@ -11,7 +11,7 @@ PACKAGES := gcc libc6-dev binutils python3-venv
 LAB_PACKAGES := qemu-system-x86 bochs bochsbios vgabios isolinux syslinux-common xorriso busybox-static kmod cpio file
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: boot test test-local check soak bench guests bytecode lab clean tools
+.PHONY: boot test test-local check soak boots bench guests bytecode lab clean tools
 boot: $(VENV)/ready guests bytecode
 	$(BIN)/python -m pyvmm boot $(GUEST)
 
@@ -33,6 +33,10 @@ check: $(VENV)/ready
 # The KVM tests over and over: no flake, no leak. About half an hour.
 soak: $(VENV)/ready guests
 	$(BIN)/python -m pytest -m soak
+
+# Stock Linux to its shell, ten times with each kernel under every setting. About an hour.
+boots: $(VENV)/ready guests bytecode lab
+	$(BIN)/python -m tests.everywhere boots
 
 bench: $(VENV)/ready guests bytecode
 	$(BIN)/python -m pyvmm bench exits

@@ -2,7 +2,7 @@
 
 The places: this host (unit tests, its own /dev/kvm, and the lab itself), the AMD lab with NPT on and off, the Intel lab
 with EPT on and off. Each is a pytest run of its own, inside the lab where that is its place; its output goes to
-build/tests/PLACE.log, its counts to PLACE.json beside it. `python -m tests.everywhere PLACE...` runs some of them.
+build/tests/PLACE.log, its counts to PLACE/results.json beside it. `python -m tests.everywhere PLACE...` runs some of them.
 """
 
 from __future__ import annotations
@@ -55,6 +55,17 @@ PLACES = (
     Place("lab", ("-m", "lab", "tests/lab")),
 )
 """Longest first, so that two workers end at about the same time."""
+
+_BOOTS = ("-m", "linux and soak", "tests/linux/test_boots.py")
+_INTEL_BOOTS = ("-m", "linux and soak and intel", "tests/linux/test_boots.py")
+
+SOAKS = (
+    Place("boots-amd-npt-on", _BOOTS, ("--cpu", "amd", "--set", "npt=on", "--mem", "2G"), 5400),
+    Place("boots-amd-npt-off", _BOOTS, ("--cpu", "amd", "--set", "npt=off", "--mem", "2G"), 5400),
+    Place("boots-intel-ept-on", _INTEL_BOOTS, ("--cpu", "intel", "--set", "ept=on", "--mem", "1G"), 5400),
+    Place("boots-intel-ept-off", _INTEL_BOOTS, ("--cpu", "intel", "--set", "ept=off", "--mem", "1G"), 5400),
+)
+"""Only run when named, or all with `boots` (`make boots`): each kernel ten times under every setting."""
 
 
 _running: list[subprocess.Popen[bytes]] = []

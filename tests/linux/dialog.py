@@ -13,6 +13,8 @@ import pytest
 
 from pyvmm import Machine, MemoryConsole, Result
 
+KERNELS = ("vmlinuz-amd64", "vmlinuz-cloud-amd64")
+"""Debian's flavours: for PCs, and for virtual machines."""
 PROMPT = r"/root # "
 LIMIT = 400
 """Seconds: some twenty times what a boot takes in the AMD lab, three times what one takes in the Intel lab."""

@@ -7,14 +7,13 @@ import re
 import pytest
 
 from pyvmm import EndReason
-from tests.linux.dialog import booted
+from tests.linux.dialog import KERNELS, booted
 
 pytestmark = pytest.mark.linux
 
-_KERNELS = ("vmlinuz-amd64", "vmlinuz-cloud-amd64")
 _GUESTS = [
     pytest.param(kernel, cpus, id=f"{kernel}-{cpus}", marks=pytest.mark.intel if cpus == 1 else ())
-    for kernel in _KERNELS
+    for kernel in KERNELS
     for cpus in (1, 2)
 ]
 
