@@ -54,11 +54,12 @@ def long_state(space: LoadSpace, entry: int) -> CpuState:
     if entry >= layout.IDENTITY_MAP_SIZE:
         raise ImageError(f"the entry point {entry:#x} lies above the 4 GiB mapped at start: link the kernel lower")
     # Imported here: only 64-bit guests need page tables, and start-up time counts.
-    from pyvmm.paging.build import identity_tables
+    from pyvmm.paging.build import identity_words
 
     pages = 2 + layout.IDENTITY_MAP_SIZE // layout.GIB
     root = space.place("page tables", pages * layout.PAGE_SIZE, preferred=layout.PAGE_TABLES, align=layout.PAGE_SIZE)
-    space.memory.write(root, identity_tables(root, layout.IDENTITY_MAP_SIZE).tobytes())
+    words = identity_words(root, layout.IDENTITY_MAP_SIZE)
+    space.memory.write(root, struct.pack(f"<{len(words)}Q", *words))
     state = CpuState.long(entry, root)
     state.gdt = _place_gdt(space, _CODE64)
     # The System V ABI has RSP + 8 on a 16-byte boundary at a function's entry: as if called, returning to 0.

@@ -55,7 +55,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--irqchip", choices=IRQCHIPS, default="kernel", help="interrupt controller (default kernel)")
-    machine.add_argument("--hugepages", choices=HUGEPAGE_MODES, default="none", help="back RAM with huge pages")
+    machine.add_argument(
+        "--hugepages", choices=HUGEPAGE_MODES, default="auto", help="back RAM with huge pages (default auto)"
+    )
     machine.add_argument(
         "--paging", metavar="HOW", help="run only if KVM pages with ept, npt or kvm-shadow: `pyvmm host set` switches"
     )

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import os
+from typing import Any, NoReturn
 
 from pyvmm.errors import UsageError
 from pyvmm.memory.size import parse_size
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Make argparse's formatter, of which it makes one for each option, without the modules that it looks the width up with."""
+    try:
+        width = os.get_terminal_size().columns
+    except OSError:
+        width = 80
+    return argparse.HelpFormatter(prog, width=width - 2)
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and point to the help."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_formatter, **options)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from struct import unpack_from
+from typing import TypedDict
 
-import numpy as np
-from numpy.typing import NDArray
+from pyvmm.pykvm.tables import CpuidEntry
 
 _TOPOLOGY = (0xB, 0x1F)
+_CACHES = (4, 0x8000001D)
 _SIGNIFICANT_INDEX = 1  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the guest's ECX selects the entry
 _APIC = 1 << 9  # leaf 1 EDX
 _HTT = 1 << 28  # leaf 1 EDX: the count of logical processors in EBX is valid
@@ -15,6 +17,7 @@ _X2APIC = 1 << 21  # leaf 1 ECX
 _TSC_DEADLINE = 1 << 24  # leaf 1 ECX
 _HYPERVISOR = 1 << 31  # leaf 1 ECX
 _CMP_LEGACY = 1 << 1  # leaf 0x80000001 ECX: the logical processors are cores, not threads
+_EAX, _EBX, _ECX, _EDX = 3, 4, 5, 6  # places in a CpuidEntry
 _BRAND = (0x80000002, 0x80000003, 0x80000004)
 
 
@@ -27,25 +30,22 @@ class PagingFeatures(TypedDict):
     nonleaf_global: bool
 
 
-def paging_features(entries: NDArray[Any]) -> PagingFeatures:
+def paging_features(entries: Sequence[CpuidEntry]) -> PagingFeatures:
     """Read from a vCPU's CPUID table which entry bits its page walks take and which they find reserved."""
-
-    def register(function: int, name: str) -> int:
-        found = entries[name][entries["function"] == function]
-        return int(found[0]) if found.size else 0
-
-    sizes = register(0x80000008, "eax") & 0xFF
+    leaves = {entry[0]: entry for entry in reversed(entries)}
+    nothing = (0,) * 7
     return {
-        "maxphyaddr": sizes or 36,
-        "pse36": bool(register(1, "edx") >> 17 & 1),
-        "gbpages": bool(register(0x80000001, "edx") >> 26 & 1),
+        "maxphyaddr": leaves.get(0x80000008, nothing)[_EAX] & 0xFF or 36,
+        "pse36": bool(leaves.get(1, nothing)[_EDX] >> 17 & 1),
+        "gbpages": bool(leaves.get(0x80000001, nothing)[_EDX] >> 26 & 1),
         "nonleaf_global": _is_amd(entries),
     }
 
 
-def _is_amd(entries: NDArray[Any]) -> bool:
-    leaf = entries[entries["function"] == 0]
-    vendor = b"".join(leaf[name].astype("<u4").tobytes() for name in ("ebx", "edx", "ecx"))
+def _is_amd(entries: Sequence[CpuidEntry]) -> bool:
+    vendor = b"".join(
+        entry[register].to_bytes(4, "little") for entry in entries if entry[0] == 0 for register in (_EBX, _EDX, _ECX)
+    )
     return vendor in (b"AuthenticAMD", b"HygonGenuine")
 
 
@@ -64,14 +64,14 @@ def host_brand() -> str:
 
 
 def vcpu_cpuid(
-    supported: NDArray[Any],
+    supported: Sequence[CpuidEntry],
     index: int,
     cpus: int,
     *,
     apic: bool = True,
     tsc_deadline: bool = False,
     brand: str = "",
-) -> NDArray[Any]:
+) -> list[CpuidEntry]:
     """Copy KVM_GET_SUPPORTED_CPUID's entries and make them those of vCPU `index` of `cpus`.
 
     KVM reports the host CPU's identity there, or none; each vCPU needs its own in leaf 1, in the topology leaves 0xB and
@@ -79,60 +79,46 @@ def vcpu_cpuid(
     topology is one package of `cpus` cores of one thread, which share the last-level cache.
 
     Args:
-        supported: structured array of kvm_cpuid_entry2.
+        supported: what KVM supports, which stays as it is.
         apic: there is a local APIC in the kernel; without it none is announced.
         tsc_deadline: offer the LAPIC timer's deadline mode, which KVM leaves to us to announce.
         brand: name of the CPU model, which KVM leaves empty: its first 47 characters; "" leaves it so.
     """
-    topology = [leaf for leaf in _TOPOLOGY if (supported["function"] == leaf).any()]
-    entries = supported[~np.isin(supported["function"], topology)]
-    function = entries["function"]
-
-    leaf = function == 1
-    entries["ebx"][leaf] = entries["ebx"][leaf] & 0x0000FFFF | cpus << 16 & 0xFF0000 | index << 24 & 0xFF000000
-    entries["edx"][leaf] = entries["edx"][leaf] & ~np.uint32(_HTT) | (_HTT if cpus > 1 else 0)
-    # Older kernels leave this bit to the VMM, and guests look for kvmclock only behind it.
-    entries["ecx"][leaf] |= _HYPERVISOR
-    if tsc_deadline:
-        entries["ecx"][leaf] |= _TSC_DEADLINE
-    if not apic:
-        entries["ecx"][leaf] &= ~np.uint32(_X2APIC | _TSC_DEADLINE)
-        entries["edx"][leaf] &= ~np.uint32(_APIC)
-
-    # Each level of cache: private to a core, but the last, which all share (leaf 4 EAX[25:14] + 1 logical processors).
-    for caches in (4, 0x8000001D):
-        used = (function == caches) & (entries["eax"] & 0x1F != 0)
-        last = used & (entries["eax"] >> 5 & 7 == 3)
-        entries["eax"][used] &= ~np.uint32(0x03FFC000)
-        entries["eax"][last] |= cpus - 1 << 14
-    used = (function == 4) & (entries["eax"] & 0x1F != 0)
-    entries["eax"][used] = entries["eax"][used] & 0x03FFFFFF | min(cpus - 1, 63) << 26
-
-    if _is_amd(supported):
-        width = (cpus - 1).bit_length()
-        leaf = function == 0x80000008
-        entries["ecx"][leaf] = entries["ecx"][leaf] & 0xFFFF0000 | width << 12 | cpus - 1
-        leaf = function == 0x80000001
-        entries["ecx"][leaf] = entries["ecx"][leaf] & ~np.uint32(_CMP_LEGACY) | (_CMP_LEGACY if cpus > 1 else 0)
-    if brand:
-        text = np.frombuffer(brand.encode("ascii", "replace")[:47].ljust(48, b"\0"), "<u4").reshape(3, 4)
-        for number, words in zip(_BRAND, text, strict=True):
-            leaf = function == number
-            for register, word in zip(("eax", "ebx", "ecx", "edx"), words, strict=True):
-                entries[register][leaf] = word
-    leaf = function == 0x8000001E
-    entries["eax"][leaf] = index
-    entries["ebx"][leaf] = index & 0xFF
-    entries["ecx"][leaf] = 0
-    return np.concatenate([entries, *(_topology(entries.dtype, leaf, index, cpus) for leaf in topology)])
+    topology = dict.fromkeys(entry[0] for entry in supported if entry[0] in _TOPOLOGY)
+    amd = _is_amd(supported)
+    name = brand.encode("ascii", "replace")[:47].ljust(48, b"\0")
+    made: list[CpuidEntry] = []
+    for function, sub, flags, eax, ebx, ecx, edx in supported:
+        if function in topology:
+            continue
+        if function == 1:
+            ebx = ebx & 0x0000FFFF | cpus << 16 & 0xFF0000 | index << 24 & 0xFF000000
+            edx = edx & ~_HTT | (_HTT if cpus > 1 else 0)
+            # Older kernels leave this bit to the VMM, and guests look for kvmclock only behind it.
+            ecx |= _HYPERVISOR | (_TSC_DEADLINE if tsc_deadline else 0)
+            if not apic:
+                ecx &= ~(_X2APIC | _TSC_DEADLINE)
+                edx &= ~_APIC
+        elif function in _CACHES and eax & 0x1F:
+            # Each level of cache: private to a core, but the last, which all share (EAX[25:14] + 1 logical processors).
+            eax = eax & ~0x03FFC000 | (cpus - 1 << 14 if eax >> 5 & 7 == 3 else 0)
+            if function == 4:
+                eax = eax & 0x03FFFFFF | min(cpus - 1, 63) << 26
+        elif function == 0x80000001 and amd:
+            ecx = ecx & ~_CMP_LEGACY | (_CMP_LEGACY if cpus > 1 else 0)
+        elif function == 0x80000008 and amd:
+            ecx = ecx & 0xFFFF0000 | (cpus - 1).bit_length() << 12 | cpus - 1
+        elif function == 0x8000001E:
+            eax, ebx, ecx = index, index & 0xFF, 0
+        elif function in _BRAND and brand:
+            eax, ebx, ecx, edx = unpack_from("<4I", name, 16 * _BRAND.index(function))
+        made.append((function, sub, flags, eax, ebx, ecx, edx))
+    return [*made, *(entry for function in topology for entry in _topology(function, index, cpus))]
 
 
-def _topology(dtype: np.dtype[Any], function: int, index: int, cpus: int) -> NDArray[Any]:
+def _topology(function: int, index: int, cpus: int) -> list[CpuidEntry]:
     """Make the sub-leaves of an extended topology leaf: threads, cores, and the one that ends the list."""
-    leaves = np.zeros(3, dtype)
-    leaves["function"], leaves["index"], leaves["flags"] = function, range(3), _SIGNIFICANT_INDEX
-    leaves["eax"] = 0, (cpus - 1).bit_length(), 0  # how far to shift an APIC id for the id of the next level
-    leaves["ebx"] = 1, cpus, 0
-    leaves["ecx"] = 1 << 8, 2 << 8 | 1, 2  # kind of level (1 threads, 2 cores) and number of the sub-leaf
-    leaves["edx"] = index
-    return leaves
+    # EAX: how far to shift an APIC id for the id of the next level; EBX: logical processors in it; ECX: kind of level (1
+    # threads, 2 cores) and number of the sub-leaf.
+    levels = ((0, 1, 1 << 8), ((cpus - 1).bit_length(), cpus, 2 << 8 | 1), (0, 0, 2))
+    return [(function, sub, _SIGNIFICANT_INDEX, eax, ebx, ecx, index) for sub, (eax, ebx, ecx) in enumerate(levels)]

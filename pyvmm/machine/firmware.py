@@ -8,9 +8,15 @@ from __future__ import annotations
 from typing import Final
 
 from pyvmm.pykvm import Irqchip, MsrError, Vcpu, Vm
+from pyvmm.pykvm.ioctls import Ioctl
 
 _PIC_VECTORS: Final = {Irqchip.PIC_MASTER: 0x08, Irqchip.PIC_SLAVE: 0x70}
 """Interrupt vectors of IRQ 0 and IRQ 8 as the IBM PC AT's BIOS programs them, so real-mode guests find them there."""
+
+_IRQCHIP_SIZE: Final = 520
+_PIC_IRQ_BASE: Final = 13
+"""Offset of chip.pic.irq_base in struct kvm_irqchip."""
+_LAPIC_SIZE: Final = 1024
 
 _LVT_LINT0: Final = 0x350
 _LVT_LINT1: Final = 0x360
@@ -26,18 +32,19 @@ _MTRR_ENABLED_WRITE_BACK: Final = 1 << 11 | 6
 def set_up_pics(vm: Vm) -> None:
     """Give both PICs their AT vectors; no line is masked, as none is driven before the guest makes a device do so."""
     for chip, vector in _PIC_VECTORS.items():
-        state = vm.get_irqchip(chip)
-        state["chip"]["pic"]["irq_base"] = vector
-        vm.set_irqchip(state)
+        state = bytearray(_IRQCHIP_SIZE)
+        state[0] = chip
+        vm.exchange(Ioctl.GET_IRQCHIP, state)
+        state[_PIC_IRQ_BASE] = vector
+        vm.exchange(Ioctl.SET_IRQCHIP, state)
 
 
 def set_up_lapic(vcpu: Vcpu) -> None:
     """Wire the LAPIC for virtual-wire mode: LINT0 takes the PIC's interrupts, LINT1 NMIs (MP specification 1.4, 3.6.2.2)."""
-    area = vcpu.lapic()
-    registers = area.view("<u4")
-    registers[_LVT_LINT0 // 4] = _EXTINT
-    registers[_LVT_LINT1 // 4] = _NMI
-    vcpu.set_lapic(area)
+    area = vcpu.fetch_bytes(Ioctl.GET_LAPIC, _LAPIC_SIZE)
+    area[_LVT_LINT0 : _LVT_LINT0 + 4] = _EXTINT.to_bytes(4, "little")
+    area[_LVT_LINT1 : _LVT_LINT1 + 4] = _NMI.to_bytes(4, "little")
+    vcpu.exchange(Ioctl.SET_LAPIC, area)
 
 
 def set_up_msrs(vcpu: Vcpu) -> None:

@@ -51,7 +51,7 @@ def build(system: System, memory: GuestMemory, cpus: int, irqchip: bool, buses: 
         vm.create_pit2()
         set_up_pics(vm)
     deadline = irqchip and bool(system.check_extension(Cap.TSC_DEADLINE_TIMER))
-    supported = system.supported_cpuid()
+    supported = system.supported_cpuid_entries()
     brand = host_brand()
     hardware = Hardware(vm, slots, [], [])
     for index in range(cpus):

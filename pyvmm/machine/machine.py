@@ -67,7 +67,7 @@ class Machine:
         console: Console | None = None,
         devices: str = "pc",
         irqchip: str = "kernel",
-        hugepages: str = "none",
+        hugepages: str = "auto",
         kvm: str = "/dev/kvm",
         panic_watch: bool = True,
     ) -> None:
@@ -78,7 +78,7 @@ class Machine:
             console: back end of COM1 and the debug console; closed with the machine. Default: a `MemoryConsole`.
             devices: "pc" for those of `pyvmm.machine.pc.Pc`, "none" for empty buses.
             irqchip: "kernel" for KVM's PICs, IOAPIC, LAPICs and PIT; "none" for a bare CPU, which leaves the guest at each HLT.
-            hugepages: "none", "thp" or "2M".
+            hugepages: "auto" (transparent ones where the host has them), "none", "thp" or "2M".
             kvm: path of the KVM device.
             panic_watch: end the run when the console shows that a Linux kernel has panicked. A program in the guest that
                 prints the same lines is taken for its kernel: then switch it off.
@@ -217,7 +217,7 @@ class Machine:
         if not 0 <= gva < 1 << 64:
             raise UsageError(f"{gva:#x} is no linear address: use 0 to 2**64 - 1")
         state = self.state(cpu)
-        features = paging_features(self.vcpus[cpu].cpuid2())
+        features = paging_features(self.vcpus[cpu].cpuid_entries())
         paging = PagingState(state.cr0, state.cr3, state.cr4, state.efer, **features)
         return walk(paging, self.memory, gva, READ if access is None else access)
 

@@ -6,15 +6,16 @@ import os
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pyvmm.errors import GuestMemoryError, HostError, UsageError
 from pyvmm.memory.region import HUGE_PAGE_SIZE, PAGE_SIZE, Region
 from pyvmm.memory.size import format_size
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Buffer
+else:
+    from pyvmm.pykvm.lazy import np
 
 HOLE_START = 3 << 30
 """RAM below 4 GiB ends here: the last GiB belongs to devices (IOAPIC, LAPIC, PCI windows, firmware), as on a PC."""
@@ -81,7 +82,7 @@ class GuestMemory:
         offset = gpa - region.gpa
         return region.view[offset : offset + size]
 
-    def array(self, gpa: int, count: int, dtype: Any = np.uint8) -> NDArray[Any]:
+    def array(self, gpa: int, count: int, dtype: Any = "u1") -> NDArray[Any]:
         """View `count` items of `dtype` at `gpa` in place, as a writable NumPy array of shape (count,)."""
         region = self.find(gpa, count * np.dtype(dtype).itemsize, "array")
         return region.array(gpa - region.gpa, count, dtype)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from pyvmm.errors import UsageError
 from pyvmm.memory.region import PAGE_SIZE, Region
 from pyvmm.pykvm import MemFlag, Vm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    from pyvmm.pykvm.lazy import np
 
 
 class Slot:

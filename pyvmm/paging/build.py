@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from pyvmm.paging.entry import (
     ACCESSED,
@@ -24,6 +21,10 @@ from pyvmm.paging.entry import (
     table_address,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 _TABLE_ENTRIES = 512
 _LARGE_PAGE = 2 << 20
 _MAX_IDENTITY = 512 << 30
@@ -38,7 +39,7 @@ class PhysicalMemory(Protocol):
     def write_u64(self, gpa: int, value: int, /) -> None: ...
 
 
-def identity_tables(tables: int, size: int = 4 << 30, user: bool = False) -> NDArray[np.uint64]:
+def identity_words(tables: int, size: int = 4 << 30, user: bool = False) -> list[int]:
     """Return 4-level tables that map each linear address below `size` to itself, in 2 MiB pages.
 
     Args:
@@ -47,7 +48,7 @@ def identity_tables(tables: int, size: int = 4 << 30, user: bool = False) -> NDA
         user: let user mode reach the pages too.
 
     Returns:
-        The entries, shape (n, 512), one row a table of 4096 bytes, in the order of their addresses, the root first.
+        The entries, 64 bits each, 512 a table, in the order of the tables' addresses, the root first.
 
     Raises:
         ValueError: `tables` is not page-aligned, or `size` is out of range.
@@ -60,13 +61,23 @@ def identity_tables(tables: int, size: int = 4 << 30, user: bool = False) -> NDA
     directories = -(-pages // _TABLE_ENTRIES)
     # Accessed and dirty are set beforehand so that the CPU has no reason to write to the tables.
     flags = PRESENT | WRITABLE | ACCESSED | (USER if user else 0)
-    block = np.zeros((2 + directories, _TABLE_ENTRIES), np.uint64)
-    block[0, 0] = tables + PAGE_SIZE | flags
     below = tables + 2 * PAGE_SIZE
-    block[1, :directories] = np.arange(directories, dtype=np.uint64) * np.uint64(PAGE_SIZE) + np.uint64(below | flags)
-    leaves = np.arange(pages, dtype=np.uint64) * np.uint64(_LARGE_PAGE)
-    block[2:].reshape(-1)[:pages] = leaves | np.uint64(flags | LARGE | DIRTY)
-    return block
+    leaf = flags | LARGE | DIRTY
+    return [
+        tables + PAGE_SIZE | flags,
+        *[0] * (_TABLE_ENTRIES - 1),
+        *range(below | flags, below + directories * PAGE_SIZE | flags, PAGE_SIZE),
+        *[0] * (_TABLE_ENTRIES - directories),
+        *range(leaf, pages * _LARGE_PAGE | leaf, _LARGE_PAGE),
+        *[0] * (-pages % _TABLE_ENTRIES),
+    ]
+
+
+def identity_tables(tables: int, size: int = 4 << 30, user: bool = False) -> NDArray[np.uint64]:
+    """Return what `identity_words` does as an array of shape (n, 512), one row a table."""
+    import numpy as np  # not for those who start a guest, which takes less time than this
+
+    return np.array(identity_words(tables, size, user), np.uint64).reshape(-1, _TABLE_ENTRIES)
 
 
 def identity_map(
@@ -89,11 +100,11 @@ def identity_map(
     Raises:
         ValueError: `tables` is not page-aligned, or `size` is out of range.
     """
-    block = identity_tables(tables, size, user)
-    words = block.reshape(-1)
-    for index in np.flatnonzero(words).tolist():
-        write_u64(tables + 8 * index, int(words[index]))
-    return tables, block.nbytes
+    words = identity_words(tables, size, user)
+    for index, word in enumerate(words):
+        if word:
+            write_u64(tables + 8 * index, word)
+    return tables, 8 * len(words)
 
 
 class TableBuilder:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.constants import Cap
 from pyvmm.pykvm.handle import Handle
 from pyvmm.pykvm.ioctls import Ioctl
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
 
 
 class Capable(Handle):

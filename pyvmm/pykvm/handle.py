@@ -6,19 +6,25 @@ import os
 from errno import EINTR
 from fcntl import ioctl
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from weakref import WeakSet
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pyvmm.pykvm.constants import Cap
 from pyvmm.pykvm.errors import ClosedError, KvmError, MissingCapability, from_handler
 from pyvmm.pykvm.ioctls import Ioctl
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Record = NDArray[np.void]
+else:
+    from pyvmm.pykvm.lazy import np
+
+    Record = Any
+
 HandleT = TypeVar("HandleT", bound="Handle")
-Record = NDArray[np.void]
-"""A NumPy array of a structured dtype; the records of this package have shape ()."""
+"""`Record` is a NumPy array of a structured dtype; the records of this package have shape ()."""
 
 
 def as_c_int(value: int) -> int:
@@ -131,6 +137,12 @@ class Handle:
         if value <= 0:
             raise MissingCapability(f"KVM_CAP_{capability.name}")
         return value
+
+    def fetch_bytes(self, request: Ioctl, size: int) -> bytearray:
+        """Return `size` fresh bytes that the ioctl has filled: a structure for those who do without NumPy."""
+        data = bytearray(size)
+        self.exchange(request, data)
+        return data
 
     def fetch(self, request: Ioctl, dtype: np.dtype[np.void]) -> Record:
         """Return a fresh record of shape () that the ioctl has filled."""

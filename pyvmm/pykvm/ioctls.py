@@ -1,10 +1,11 @@
-"""Numbers of KVM's ioctls, built from direction, number and argument size as ``<asm-generic/ioctl.h>`` does."""
+"""Numbers of KVM's ioctls, built from direction, number and argument size as ``<asm-generic/ioctl.h>`` does.
+
+The sizes, in bytes, are those of the structures in `pyvmm.pykvm.layout`, which is not imported for them.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum
-
-from pyvmm.pykvm import layout
 
 _KVMIO = 0xAE
 _NONE, _WRITE, _READ, _BOTH = 0, 1, 2, 3
@@ -15,16 +16,16 @@ def _number(direction: int, nr: int, size: int = 0) -> int:
     return direction << 30 | size << 16 | _KVMIO << 8 | nr
 
 
-def _w(nr: int, argument: layout.DType) -> int:
-    return _number(_WRITE, nr, argument.itemsize)
+def _w(nr: int, size: int) -> int:
+    return _number(_WRITE, nr, size)
 
 
-def _r(nr: int, argument: layout.DType) -> int:
-    return _number(_READ, nr, argument.itemsize)
+def _r(nr: int, size: int) -> int:
+    return _number(_READ, nr, size)
 
 
-def _rw(nr: int, argument: layout.DType) -> int:
-    return _number(_BOTH, nr, argument.itemsize)
+def _rw(nr: int, size: int) -> int:
+    return _number(_BOTH, nr, size)
 
 
 class Ioctl(IntEnum):
@@ -32,74 +33,74 @@ class Ioctl(IntEnum):
 
     GET_API_VERSION = _number(_NONE, 0x00)
     CREATE_VM = _number(_NONE, 0x01)
-    GET_MSR_INDEX_LIST = _rw(0x02, layout.MSR_LIST)
+    GET_MSR_INDEX_LIST = _rw(0x02, 4)
     CHECK_EXTENSION = _number(_NONE, 0x03)
     GET_VCPU_MMAP_SIZE = _number(_NONE, 0x04)
-    GET_SUPPORTED_CPUID = _rw(0x05, layout.CPUID2)
-    GET_EMULATED_CPUID = _rw(0x09, layout.CPUID2)
-    GET_MSR_FEATURE_INDEX_LIST = _rw(0x0A, layout.MSR_LIST)
+    GET_SUPPORTED_CPUID = _rw(0x05, 8)
+    GET_EMULATED_CPUID = _rw(0x09, 8)
+    GET_MSR_FEATURE_INDEX_LIST = _rw(0x0A, 4)
 
     CREATE_VCPU = _number(_NONE, 0x41)
-    GET_DIRTY_LOG = _w(0x42, layout.DIRTY_LOG)
-    SET_USER_MEMORY_REGION = _w(0x46, layout.USERSPACE_MEMORY_REGION)
+    GET_DIRTY_LOG = _w(0x42, 16)
+    SET_USER_MEMORY_REGION = _w(0x46, 32)
     SET_TSS_ADDR = _number(_NONE, 0x47)
     SET_IDENTITY_MAP_ADDR = _number(_WRITE, 0x48, _QUAD)
     CREATE_IRQCHIP = _number(_NONE, 0x60)
-    IRQ_LINE = _w(0x61, layout.IRQ_LEVEL)
-    GET_IRQCHIP = _rw(0x62, layout.IRQCHIP)
-    SET_IRQCHIP = _r(0x63, layout.IRQCHIP)
-    IRQ_LINE_STATUS = _rw(0x67, layout.IRQ_LEVEL)
-    REGISTER_COALESCED_MMIO = _w(0x67, layout.COALESCED_MMIO_ZONE)
-    UNREGISTER_COALESCED_MMIO = _w(0x68, layout.COALESCED_MMIO_ZONE)
-    SET_GSI_ROUTING = _w(0x6A, layout.IRQ_ROUTING)
-    IRQFD = _w(0x76, layout.IRQFD)
-    CREATE_PIT2 = _w(0x77, layout.PIT_CONFIG)
+    IRQ_LINE = _w(0x61, 8)
+    GET_IRQCHIP = _rw(0x62, 520)
+    SET_IRQCHIP = _r(0x63, 520)
+    IRQ_LINE_STATUS = _rw(0x67, 8)
+    REGISTER_COALESCED_MMIO = _w(0x67, 16)
+    UNREGISTER_COALESCED_MMIO = _w(0x68, 16)
+    SET_GSI_ROUTING = _w(0x6A, 8)
+    IRQFD = _w(0x76, 32)
+    CREATE_PIT2 = _w(0x77, 64)
     SET_BOOT_CPU_ID = _number(_NONE, 0x78)
-    IOEVENTFD = _w(0x79, layout.IOEVENTFD)
-    SET_CLOCK = _w(0x7B, layout.CLOCK_DATA)
-    GET_CLOCK = _r(0x7C, layout.CLOCK_DATA)
-    GET_PIT2 = _r(0x9F, layout.PIT_STATE2)
-    SET_PIT2 = _w(0xA0, layout.PIT_STATE2)
-    SIGNAL_MSI = _w(0xA5, layout.MSI)
-    CLEAR_DIRTY_LOG = _rw(0xC0, layout.CLEAR_DIRTY_LOG)
-    X86_SET_MSR_FILTER = _w(0xC6, layout.MSR_FILTER)
-    ENABLE_CAP = _w(0xA3, layout.ENABLE_CAP)
+    IOEVENTFD = _w(0x79, 64)
+    SET_CLOCK = _w(0x7B, 48)
+    GET_CLOCK = _r(0x7C, 48)
+    GET_PIT2 = _r(0x9F, 112)
+    SET_PIT2 = _w(0xA0, 112)
+    SIGNAL_MSI = _w(0xA5, 32)
+    CLEAR_DIRTY_LOG = _rw(0xC0, 24)
+    X86_SET_MSR_FILTER = _w(0xC6, 392)
+    ENABLE_CAP = _w(0xA3, 104)
     GET_STATS_FD = _number(_NONE, 0xCE)
 
     RUN = _number(_NONE, 0x80)
-    GET_REGS = _r(0x81, layout.REGS)
-    SET_REGS = _w(0x82, layout.REGS)
-    GET_SREGS = _r(0x83, layout.SREGS)
-    SET_SREGS = _w(0x84, layout.SREGS)
-    TRANSLATE = _rw(0x85, layout.TRANSLATION)
-    INTERRUPT = _w(0x86, layout.INTERRUPT)
-    GET_MSRS = _rw(0x88, layout.MSRS)
-    SET_MSRS = _w(0x89, layout.MSRS)
-    SET_SIGNAL_MASK = _w(0x8B, layout.SIGNAL_MASK)
-    GET_FPU = _r(0x8C, layout.FPU)
-    SET_FPU = _w(0x8D, layout.FPU)
-    GET_LAPIC = _r(0x8E, layout.LAPIC_STATE)
-    SET_LAPIC = _w(0x8F, layout.LAPIC_STATE)
-    SET_CPUID2 = _w(0x90, layout.CPUID2)
-    GET_CPUID2 = _rw(0x91, layout.CPUID2)
-    GET_MP_STATE = _r(0x98, layout.MP_STATE)
-    SET_MP_STATE = _w(0x99, layout.MP_STATE)
+    GET_REGS = _r(0x81, 144)
+    SET_REGS = _w(0x82, 144)
+    GET_SREGS = _r(0x83, 312)
+    SET_SREGS = _w(0x84, 312)
+    TRANSLATE = _rw(0x85, 24)
+    INTERRUPT = _w(0x86, 4)
+    GET_MSRS = _rw(0x88, 8)
+    SET_MSRS = _w(0x89, 8)
+    SET_SIGNAL_MASK = _w(0x8B, 4)
+    GET_FPU = _r(0x8C, 416)
+    SET_FPU = _w(0x8D, 416)
+    GET_LAPIC = _r(0x8E, 1024)
+    SET_LAPIC = _w(0x8F, 1024)
+    SET_CPUID2 = _w(0x90, 8)
+    GET_CPUID2 = _rw(0x91, 8)
+    GET_MP_STATE = _r(0x98, 4)
+    SET_MP_STATE = _w(0x99, 4)
     NMI = _number(_NONE, 0x9A)
-    SET_GUEST_DEBUG = _w(0x9B, layout.GUEST_DEBUG)
-    GET_VCPU_EVENTS = _r(0x9F, layout.VCPU_EVENTS)
-    SET_VCPU_EVENTS = _w(0xA0, layout.VCPU_EVENTS)
-    GET_DEBUGREGS = _r(0xA1, layout.DEBUGREGS)
-    SET_DEBUGREGS = _w(0xA2, layout.DEBUGREGS)
+    SET_GUEST_DEBUG = _w(0x9B, 72)
+    GET_VCPU_EVENTS = _r(0x9F, 64)
+    SET_VCPU_EVENTS = _w(0xA0, 64)
+    GET_DEBUGREGS = _r(0xA1, 128)
+    SET_DEBUGREGS = _w(0xA2, 128)
     SET_TSC_KHZ = _number(_NONE, 0xA2)
     GET_TSC_KHZ = _number(_NONE, 0xA3)
-    GET_XSAVE = _r(0xA4, layout.XSAVE)
-    SET_XSAVE = _w(0xA5, layout.XSAVE)
-    GET_XCRS = _r(0xA6, layout.XCRS)
-    SET_XCRS = _w(0xA7, layout.XCRS)
+    GET_XSAVE = _r(0xA4, 4096)
+    SET_XSAVE = _w(0xA5, 4096)
+    GET_XCRS = _r(0xA6, 392)
+    SET_XCRS = _w(0xA7, 392)
     KVMCLOCK_CTRL = _number(_NONE, 0xAD)
-    GET_SREGS2 = _r(0xCC, layout.SREGS2)
-    SET_SREGS2 = _w(0xCD, layout.SREGS2)
-    GET_XSAVE2 = _r(0xCF, layout.XSAVE)
+    GET_SREGS2 = _r(0xCC, 320)
+    SET_SREGS2 = _w(0xCD, 320)
+    GET_XSAVE2 = _r(0xCF, 4096)
 
 
 # Plain numbers of the two that are made often: an enum member costs Python's ioctl a little more.

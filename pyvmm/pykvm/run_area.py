@@ -7,37 +7,43 @@ The cold way is properties that return decoded copies.
 from __future__ import annotations
 
 import mmap
-from typing import NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.errors import HostError
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.constants import COALESCED_MMIO_PAGE_OFFSET, Sync
 from pyvmm.pykvm.handle import Handle, Record
 
-WORD_EXIT_REASON = layout.offset_of(layout.RUN, "exit_reason") // 4
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
+
+# Offsets into `pyvmm.pykvm.layout.RUN`, which is not imported for them.
+WORD_EXIT_REASON = 2
 """Index into `words` of the exit reason."""
-EXIT_OFFSET = layout.offset_of(layout.RUN, "io")
+QUAD_CR8 = 2
+EXIT_OFFSET = 32
 """Byte offset of the union that describes the exit."""
-BYTE_IO_DIRECTION = layout.offset_of(layout.RUN, "io.direction")
-BYTE_IO_SIZE = layout.offset_of(layout.RUN, "io.size")
-HALF_IO_PORT = layout.offset_of(layout.RUN, "io.port") // 2
+BYTE_IO_DIRECTION = 32
+BYTE_IO_SIZE = 33
+HALF_IO_PORT = 17
 """Index into `halves` of the port."""
-WORD_IO_COUNT = layout.offset_of(layout.RUN, "io.count") // 4
-QUAD_IO_DATA_OFFSET = layout.offset_of(layout.RUN, "io.data_offset") // 8
+WORD_IO_COUNT = 9
+QUAD_IO_DATA_OFFSET = 5
 """Index into `quads` of the byte offset, in the run area, of the data of a port access."""
-QUAD_MMIO_ADDR = layout.offset_of(layout.RUN, "mmio.phys_addr") // 8
-BYTE_MMIO_DATA = layout.offset_of(layout.RUN, "mmio.data")
+QUAD_MMIO_ADDR = 4
+BYTE_MMIO_DATA = 40
 QUAD_MMIO_DATA = BYTE_MMIO_DATA // 8
-WORD_MMIO_LEN = layout.offset_of(layout.RUN, "mmio.len") // 4
-BYTE_MMIO_IS_WRITE = layout.offset_of(layout.RUN, "mmio.is_write")
-BYTE_IMMEDIATE_EXIT = layout.offset_of(layout.RUN, "immediate_exit")
-QUAD_VALID_REGS = layout.offset_of(layout.RUN, "kvm_valid_regs") // 8
-QUAD_DIRTY_REGS = layout.offset_of(layout.RUN, "kvm_dirty_regs") // 8
-QUAD_SYNC_REGS = layout.offset_of(layout.RUN, "s.regs.regs") // 8
+WORD_MMIO_LEN = 12
+BYTE_MMIO_IS_WRITE = 52
+BYTE_IMMEDIATE_EXIT = 1
+QUAD_VALID_REGS = 36
+QUAD_DIRTY_REGS = 37
+QUAD_SYNC_REGS = 38
 """Index into `quads` of rax in the synchronized registers; the others follow in the order of layout.REGS."""
-QUAD_SYNC_SREGS = layout.offset_of(layout.RUN, "s.regs.sregs") // 8
+QUAD_SYNC_SREGS = 56
 
 
 class IoExit(NamedTuple):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.errors import HostError
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.errors import ClosedError
 from pyvmm.pykvm.handle import Handle
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
 
 _KINDS = ("cumulative", "instant", "peak", "linear-hist", "log-hist")
 _UNITS = ("none", "bytes", "seconds", "cycles", "boolean")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from errno import EACCES, ENODEV, ENOENT, ENOTTY, ENXIO, EPERM
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from pyvmm.pykvm.constants import API_VERSION, Cap
 from pyvmm.pykvm.errors import KvmError, KvmUnavailable
 from pyvmm.pykvm.handle import Handle, Record
 from pyvmm.pykvm.ioctls import Ioctl
-from pyvmm.pykvm.tables import read_cpuid, read_msr_list, read_msrs
+from pyvmm.pykvm.tables import CpuidEntry, read_cpuid, read_cpuid_entries, read_msr_list, read_msrs
 from pyvmm.pykvm.vm import Vm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    from pyvmm.pykvm.lazy import np
 
 _NO_MODULE = "load kvm_intel or kvm_amd (sudo modprobe) and enable virtualization in the firmware"
 _WHY: dict[int, str] = {
@@ -64,6 +68,10 @@ class System(Handle):
         Shape (n,), dtype CPUID_ENTRY2 (KVM_GET_SUPPORTED_CPUID).
         """
         return read_cpuid(self, Ioctl.GET_SUPPORTED_CPUID)
+
+    def supported_cpuid_entries(self) -> list[CpuidEntry]:
+        """Return what supported_cpuid() does as plain tuples."""
+        return read_cpuid_entries(self, Ioctl.GET_SUPPORTED_CPUID)
 
     def emulated_cpuid(self) -> Record:
         """Return the CPUID features that KVM emulates without the CPU's help.

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fcntl import ioctl
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.constants import Cap, MpState
 from pyvmm.pykvm.errors import ClosedError, KvmError, from_handler
 from pyvmm.pykvm.handle import Handle, Record, record_of
 from pyvmm.pykvm.ioctls import KVM_RUN, Ioctl
 from pyvmm.pykvm.run_area import RunArea
 from pyvmm.pykvm.stats import StatsFd
-from pyvmm.pykvm.tables import read_cpuid, write_cpuid
+from pyvmm.pykvm.tables import CpuidEntry, read_cpuid, read_cpuid_entries, write_cpuid
 from pyvmm.pykvm.vcpu_control import Control
 from pyvmm.pykvm.vcpu_state import ColdState
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
 
 
 class Vcpu(RunArea, ColdState, Control):
@@ -81,24 +87,28 @@ class Vcpu(RunArea, ColdState, Control):
         self.require(Cap.SREGS2)
         self.exchange(Ioctl.SET_SREGS2, record_of(sregs, layout.SREGS2))
 
+    def cpuid_entries(self) -> list[CpuidEntry]:
+        """Return what cpuid2() does as plain tuples."""
+        return read_cpuid_entries(self, Ioctl.GET_CPUID2)
+
     def cpuid2(self) -> Record:
         """Return the CPUID table that the guest sees: shape (n,), dtype CPUID_ENTRY2 (KVM_GET_CPUID2)."""
         return read_cpuid(self, Ioctl.GET_CPUID2)
 
-    def set_cpuid2(self, entries: Record) -> None:
+    def set_cpuid2(self, entries: Record | Sequence[CpuidEntry]) -> None:
         """Set the CPUID table that the guest sees, before its first run.
 
-        System.supported_cpuid() is the place to start from.
+        System.supported_cpuid() and System.supported_cpuid_entries() are the places to start from.
         """
         write_cpuid(self, entries)
 
     def mp_state(self) -> MpState:
         """Return whether the vCPU runs, halts or waits to be started (KVM_GET_MP_STATE)."""
-        return MpState(int(self.fetch(Ioctl.GET_MP_STATE, layout.MP_STATE)["mp_state"]))
+        return MpState(int.from_bytes(self.fetch_bytes(Ioctl.GET_MP_STATE, 4), "little"))
 
     def set_mp_state(self, state: MpState | int) -> None:
         """Set whether the vCPU runs, halts or waits; states other than RUNNABLE need the in-kernel APIC."""
-        self.exchange(Ioctl.SET_MP_STATE, np.array((state,), layout.MP_STATE))
+        self.exchange(Ioctl.SET_MP_STATE, bytearray(int(state).to_bytes(4, "little")))
 
     def stats_fd(self) -> StatsFd:
         """Open KVM's own counters for this vCPU (KVM_GET_STATS_FD)."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.capable import Capable
 from pyvmm.pykvm.constants import Cap, GuestDebug
 from pyvmm.pykvm.ioctls import Ioctl
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
 
 _SIGSET_BYTES = 8
 

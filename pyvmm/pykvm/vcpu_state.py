@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.constants import Cap
 from pyvmm.pykvm.handle import Handle, Record, record_of
 from pyvmm.pykvm.ioctls import Ioctl
 from pyvmm.pykvm.tables import read_msrs, write_msrs
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
 
 
 class ColdState(Handle):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
+from struct import pack
+from typing import TYPE_CHECKING
 
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.constants import Cap
 from pyvmm.pykvm.handle import Record, record_of
 from pyvmm.pykvm.ioctls import Ioctl
@@ -14,6 +14,13 @@ from pyvmm.pykvm.vm_dirty import PAGE_SIZE, DirtyLog
 from pyvmm.pykvm.vm_events import EventFds
 from pyvmm.pykvm.vm_irq import Interrupts
 from pyvmm.pykvm.vm_msr import MsrFilters
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
 
 
 class Vm(DirtyLog, Interrupts, EventFds, MsrFilters):
@@ -33,8 +40,8 @@ class Vm(DirtyLog, Interrupts, EventFds, MsrFilters):
         slot (needs KVM_CAP_READONLY_MEM) turns guest writes into MMIO exits. The memory must stay mapped while the
         slot lives. Raises KvmError: EEXIST when the range overlaps another slot.
         """
-        region = np.array((slot, flags, gpa, size, hva), layout.USERSPACE_MEMORY_REGION)
-        self.exchange(Ioctl.SET_USER_MEMORY_REGION, region)
+        region = pack("<IIQQQ", slot, flags, gpa, size, hva)
+        self.exchange(Ioctl.SET_USER_MEMORY_REGION, bytearray(region))
         self._slot_pages[slot] = size // PAGE_SIZE
 
     def set_tss_addr(self, gpa: int) -> None:
@@ -51,7 +58,7 @@ class Vm(DirtyLog, Interrupts, EventFds, MsrFilters):
         Only before the first vCPU exists.
         """
         self.require(Cap.SET_IDENTITY_MAP_ADDR)
-        self.exchange(Ioctl.SET_IDENTITY_MAP_ADDR, np.array([gpa], np.uint64))
+        self.exchange(Ioctl.SET_IDENTITY_MAP_ADDR, bytearray(pack("<Q", gpa)))
 
     def set_boot_cpu_id(self, vcpu_id: int) -> None:
         """Choose which vCPU boots (KVM_SET_BOOT_CPU_ID), before the first vCPU exists; without this it is vCPU 0."""

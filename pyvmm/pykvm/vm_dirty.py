@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.constants import Cap
 from pyvmm.pykvm.handle import Handle, address_of
 from pyvmm.pykvm.ioctls import Ioctl
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
 
 PAGE_SIZE = 4096
 

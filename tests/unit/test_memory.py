@@ -103,10 +103,10 @@ def test_huge_pages_that_are_not_there_say_how_to_get_them() -> None:
 
 
 def test_transparent_huge_pages_are_asked_for_or_refused() -> None:
-    with open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", encoding="ascii") as file:
+    with open("/sys/kernel/mm/transparent_hugepage/enabled", encoding="ascii") as file:
         off = "[never]" in (policy := file.read()) or "[deny]" in policy
     if off:  # asking would change nothing, and a measurement would not know
-        with pytest.raises(HostError, match="shmem_enabled"):
+        with pytest.raises(HostError, match="transparent_hugepage/enabled"):
             Region(0, 4 << 20, hugepages="thp")
         return
     region = Region(0, 4 << 20, hugepages="thp")

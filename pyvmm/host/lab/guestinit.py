@@ -79,8 +79,7 @@ $b ln -s /proc/self/fd dev/fd
 for i in stdin:0 stdout:1 stderr:2; do $b ln -s /proc/self/fd/${i#*:} dev/${i%:*}; done
 $b ifconfig lo up
 $b chroot . /bin/sh /.pyvmm/start </dev/ttyS2 >/dev/ttyS1
-echo "pyvmm lab: the agent has ended"
-$b poweroff -f
+die "the agent cannot be started"
 """
 
 

@@ -1,6 +1,6 @@
 """Start the agent in the Intel lab: the same agent, which stops the emulator whenever it waits for the host.
 
-`cat LINE | python -I -S inside.py MAILBOX`, with the serial line to the host on standard output. What the host says meanwhile arrives
+`dd <LINE | python -I -S inside.py MAILBOX`, with the serial line to the host on standard output. What the host says meanwhile arrives
 on standard input, its answers are in the mailbox, a disk.
 """
 

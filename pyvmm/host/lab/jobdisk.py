@@ -37,6 +37,16 @@ cd @SHARE@ && tar -c -f /dev/sdc . && sync && echo saved
 """
 
 
+# The copying never ends by itself, for the line has no end. (busybox cat would keep the pipe locked while it waits.)
+_START = r"""#!/bin/sh
+/usr/bin/busybox dd bs=4096 2>/dev/null | {{
+    {python} -I -S {inside} /dev/sdd
+    echo "pyvmm lab: the agent has ended" >/dev/console
+    /usr/bin/busybox poweroff -f
+}}
+"""
+
+
 def job_archive(spec: LabSpec, cache: str) -> bytes:
     """Make the archive of the second disk: project, share, parameters of the modules, and the script that starts the agent.
 
@@ -51,9 +61,7 @@ def job_archive(spec: LabSpec, cache: str) -> bytes:
             words = " ".join(f"{name}={value}" for name, value in values.items())
             add_file(archive, f"{guestinit.PARAMETERS}/{module}", f"{words}\n".encode())
         inside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inside.py")
-        start = (
-            f"#!/bin/sh\n/usr/bin/busybox cat | {shlex.quote(sys.executable)} -I -S {shlex.quote(inside)} /dev/sdd\n"
-        )
+        start = _START.format(python=shlex.quote(sys.executable), inside=shlex.quote(inside))
         add_file(archive, guestinit.START, start.encode(), 0o755)
         _add_folder(archive, spec.cwd)
         _add_folder(archive, spec.environment.get("HOME", "/"))
