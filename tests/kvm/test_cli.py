@@ -19,7 +19,7 @@ import pytest
 from pyvmm.cli.main import main
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.local]
 
 COMMAND = [sys.executable, "-m", "pyvmm"]
 
@@ -219,20 +219,17 @@ def test_guests_are_listed(guests: Path) -> None:
     assert "hello-elf64" in pyvmm("guests").stdout
 
 
-@pytest.mark.local
 def test_bench_exits(guests: Path) -> None:
     document = json.loads(pyvmm("bench", "exits", "--rounds", "1", "--json").stdout)
     assert document["pio_ratio"] > 0.5 and document["mmio_ratio"] > 0.5
     assert document["host"]["module"]
 
 
-@pytest.mark.local
 def test_bench_start(guests: Path) -> None:
     document = json.loads(pyvmm("bench", "start", "--rounds", "1", "--json").stdout)
     assert document["ratio"] > 0.1
 
 
-@pytest.mark.local
 def test_closed_output_is_no_traceback(guests: Path) -> None:
     for arguments in (["host"], ["boot", str(guests / "hello-multiboot.elf")]):
         with subprocess.Popen(
@@ -298,7 +295,6 @@ def test_the_terminal_is_restored_after_a_kill(guests: Path) -> None:
     terminal.close()
 
 
-@pytest.mark.local
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_hit_nobody_else(guests: Path, closed: str) -> None:
     # A closed descriptor's number must not become KVM's or the guest memory's, which output would then overwrite.
@@ -309,7 +305,6 @@ def test_closed_standard_streams_hit_nobody_else(guests: Path, closed: str) -> N
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.local
 def test_a_full_disk_is_said(guests: Path, tmp_path: Path) -> None:
     for arguments, words in (
         (["boot", "guest:hello-elf64", "--stats", "/dev/full"], "/dev/full: cannot be written"),
@@ -332,7 +327,6 @@ def test_stats_to_a_device(guests: Path) -> None:
     assert json.loads(done.stderr)["result"]["reason"] == "halt"
 
 
-@pytest.mark.local
 def test_a_reader_that_stalls_does_not_hold_the_run(tmp_path: Path) -> None:
     spam = tmp_path / "spam.bin"
     spam.write_bytes(bytes.fromhex("ba f803 b041 ee ebfd"))  # mov dx, 0x3f8; mov al, 'A'; 1: out dx, al; jmp 1b
@@ -361,7 +355,6 @@ def test_signals_give_the_terminal_back(guests: Path, number: signal.Signals) ->
         terminal.close()
 
 
-@pytest.mark.local
 def test_ctrl_c_during_start_up_is_no_traceback(guests: Path) -> None:
     statuses: set[int] = set()
     # A slow host is still importing at the eighth step: go on until the command line itself has answered.

@@ -32,6 +32,7 @@ def boot(image: Path, *, memory: str = "64M", cpus: int = 1, **options: object) 
         return vm.console.text, result  # type: ignore[attr-defined]
 
 
+@pytest.mark.intel
 @pytest.mark.parametrize(
     ("name", "text"),
     [("hello-real.bin", "Hello from real mode\n"), ("hello-elf64.elf", "Hello from ELF64 long mode\n")],
@@ -70,6 +71,7 @@ def test_pvh_gets_command_line_memory_map_and_initrd(guests: Path, tmp_path: Pat
     assert result.reason is EndReason.POWER_OFF
 
 
+@pytest.mark.intel
 def test_mode_tour(guests: Path) -> None:
     said, result = boot(guests / "mode-tour.bin")
     if kvm_module().name == "kvm_pvm":  # this KVM has no paging outside long mode, and says so with #GP
@@ -81,6 +83,7 @@ def test_mode_tour(guests: Path) -> None:
     assert result.reason is EndReason.POWER_OFF
 
 
+@pytest.mark.intel
 def test_timer_interrupts_and_interrupt_driven_uart(guests: Path) -> None:
     said, result = boot(guests / "timer.elf")
     ticks = [f"timer: tick {n}" for n in range(1, 11)]

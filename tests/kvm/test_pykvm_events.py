@@ -14,7 +14,7 @@ from pyvmm.pykvm.constants import MsrFilterFlag
 from pyvmm.pykvm.run_area import CoalescedWrite
 from tests.kvm.pykvm_guest import HOLE, Guest, needs
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.intel]
 
 DONE = "e610"
 SYSENTER_CS = 0x174

@@ -11,7 +11,7 @@ import pytest
 from pyvmm.pykvm import Cap, ExitReason, Irqchip, KvmError, MpState, System, irqchip_route, layout, msi_route
 from tests.kvm.pykvm_guest import Guest, needs
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.intel]
 
 WAIT = "b042fbebfe"  # mov al,0x42; sti; jmp $
 MSI_ADDRESS = 0xFEE00000

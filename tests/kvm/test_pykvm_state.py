@@ -10,7 +10,7 @@ import pytest
 from pyvmm.pykvm import Cap, KvmError, MissingCapability, MpState, MsrError, layout
 from tests.kvm.pykvm_guest import CODE, Guest, needs
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.intel]
 
 SYSENTER = [0x174, 0x175, 0x176]
 

@@ -7,7 +7,7 @@ import pytest
 from pyvmm.pykvm import Cap
 from tests.kvm.pykvm_guest import Guest, needs
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.intel]
 
 LOOP = "e610ebfc"  # 1: out 0x10,al; jmp 1b
 

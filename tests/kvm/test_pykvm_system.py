@@ -10,7 +10,7 @@ import pytest
 from pyvmm.pykvm import Cap, KvmError, MissingCapability, MsrError, System, layout, tables
 from tests.kvm.pykvm_guest import needs
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.intel]
 
 
 def test_version_and_sizes() -> None:

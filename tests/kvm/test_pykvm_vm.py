@@ -12,7 +12,7 @@ from pyvmm.pykvm import Cap, ExitReason, KvmError, MemFlag, MissingCapability, S
 from pyvmm.pykvm.constants import DirtyLogFlag
 from tests.kvm.pykvm_guest import CODE, HOLE, RAM_SIZE, Guest, needs
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.intel]
 
 STORE = "a20000"  # mov [0],al
 FETCH = "a00000"  # mov al,[0]

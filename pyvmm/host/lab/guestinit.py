@@ -37,7 +37,9 @@ START = "/.pyvmm/start"
 PARAMETERS = "/.pyvmm/parameters"
 """The folder that it brings with one file of parameters for each module."""
 
-# Disks: sda this one, sdb a tar archive with the project and the job, sdc for the share on its way back, sdd the mailbox.
+SHARE_DISK, MAILBOX = "/dev/pyvmm-share", "/dev/pyvmm-mailbox"
+"""What the init calls the disk for the share on its way back, and the agent's mailbox."""
+
 _INIT = r"""#!/bin/busybox sh
 b=/bin/busybox
 die() { echo "pyvmm lab: $*"; $b poweroff -f; $b sleep 100; }
@@ -48,17 +50,22 @@ try $b mount -t devtmpfs devtmpfs /dev
 $b stty -F /dev/ttyS1 raw -echo 115200
 $b stty -F /dev/ttyS2 raw -echo 38400
 for m in @DISK@; do try $b insmod /m/$m.ko; done
-for i in 1 2 3 4 5 6 7 8 9 10; do
-    [ -b /dev/sdb ] && break
-    $b usleep 100000
+# The kernel names disks in the order in which it happens to see them; their places on the two IDE channels are certain.
+for disk in boot:0:0:0:0 job:0:0:1:0 share:1:0:0:0 mailbox:1:0:1:0; do
+    i=50
+    until set -- /sys/bus/scsi/devices/${disk#*:}/block/sd* && [ -b /dev/${1##*/} ]; do
+        i=$((i - 1))
+        [ $i -gt 0 ] || die "the disk ${disk%%:*} is missing"
+        $b usleep 100000
+    done
+    $b ln -s ${1##*/} /dev/pyvmm-${disk%%:*}
 done
-[ -b /dev/sdb ] || die "the disks are missing"
-try $b mount -t iso9660 -o ro /dev/sda /iso
+try $b mount -t iso9660 -o ro /dev/pyvmm-boot /iso
 try $b mount -t tmpfs -o mode=755,size=75% tmpfs /work
 $b mkdir /work/upper /work/work
 try $b mount -t overlay -o xino=off,lowerdir=/iso/tree,upperdir=/work/upper,workdir=/work/work pyvmm /root
 r=/root
-$b tar -x -f /dev/sdb -C $r || die "the job cannot be unpacked"
+$b tar -x -f /dev/pyvmm-job -C $r || die "the job cannot be unpacked"
 for m in @KVM@; do
     p=
     [ -e $r/.pyvmm/parameters/$m ] && read -r p <$r/.pyvmm/parameters/$m

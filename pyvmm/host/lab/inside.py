@@ -67,6 +67,8 @@ class SteadyAgent(Agent):
         with memoryview(self._letter) as view:
             os.preadv(self._mailbox, [view[:BLOCK]], 0)
             (size,) = LETTER.unpack_from(view)
+            if not size:
+                raise OSError("the mailbox is empty")
             rest = -(-(LETTER.size + size) // BLOCK) * BLOCK - BLOCK
             if rest > 0:
                 os.preadv(self._mailbox, [view[BLOCK : BLOCK + rest]], BLOCK)

@@ -33,14 +33,14 @@ _SAVED = b"saved\n"
 
 # The archive is written over the former one; the last line tells that all of it has reached the disk.
 _SAVE = r"""#!/bin/sh
-cd @SHARE@ && tar -c -f /dev/sdc . && sync && echo saved
+cd @SHARE@ && tar -c -f @DISK@ . && sync && echo saved
 """
 
 
 # The copying never ends by itself, for the line has no end. (busybox cat would keep the pipe locked while it waits.)
 _START = r"""#!/bin/sh
 /usr/bin/busybox dd bs=4096 2>/dev/null | {{
-    {python} -I -S {inside} /dev/sdd
+    {python} -I -S {inside} {mailbox}
     echo "pyvmm lab: the agent has ended" >/dev/console
     /usr/bin/busybox poweroff -f
 }}
@@ -61,12 +61,13 @@ def job_archive(spec: LabSpec, cache: str) -> bytes:
             words = " ".join(f"{name}={value}" for name, value in values.items())
             add_file(archive, f"{guestinit.PARAMETERS}/{module}", f"{words}\n".encode())
         inside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inside.py")
-        start = _START.format(python=shlex.quote(sys.executable), inside=shlex.quote(inside))
+        start = _START.format(python=shlex.quote(sys.executable), inside=shlex.quote(inside), mailbox=guestinit.MAILBOX)
         add_file(archive, guestinit.START, start.encode(), 0o755)
         _add_folder(archive, spec.cwd)
         _add_folder(archive, spec.environment.get("HOME", "/"))
         if spec.share is not None:
-            add_file(archive, "/.pyvmm/save", _SAVE.replace("@SHARE@", shlex.quote(spec.share)).encode(), 0o755)
+            save = _SAVE.replace("@SHARE@", shlex.quote(spec.share)).replace("@DISK@", guestinit.SHARE_DISK)
+            add_file(archive, "/.pyvmm/save", save.encode(), 0o755)
             add_share(archive, spec.share)
     # One archive behind the other: what ends the first is cut off.
     return _project_archive(cache) + out.getvalue()
