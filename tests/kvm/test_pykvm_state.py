@@ -187,7 +187,7 @@ def test_debugregs() -> None:
 def test_tsc() -> None:
     with Guest() as guest, needs(guest.vm, Cap.GET_TSC_KHZ):
         khz = guest.vcpu.tsc_khz()
-        assert khz > 100_000
+        assert khz > 10_000  # that of an emulated host counts its instructions
         guest.vcpu.set_tsc_khz(khz)
         assert guest.vcpu.tsc_khz() == khz
 
