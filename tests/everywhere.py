@@ -46,7 +46,7 @@ _AMD = ("-m", "(kvm or linux) and not (local or soak)", "tests/kvm", "tests/linu
 # The Intel lab is slow: there, what is marked for it, from the bytecode that it has.
 # One test of signals makes the lab's kernel busy for ever under Bochs; why is not known.
 _INTEL = (
-    *("--assert=plain", "-m", "intel and not soak", "tests/kvm", "tests/linux", "tests/switch"),
+    *("--assert=plain", "-m", "intel and not soak", "tests/kvm"),
     *("--deselect", "tests/kvm/test_pykvm_vcpu.py::test_a_signal_ends_the_run"),
 )
 
@@ -55,8 +55,8 @@ PLACES = (
     Place("amd-npt-off", _AMD, ("--cpu", "amd", "--set", "npt=off", "--mem", "4G")),
     Place("local", ("tests",), limit=900),
     Place("amd-switch", ("-m", "switch", "tests/switch"), ("--cpu", "amd", "--mem", "3G")),
-    Place("intel-ept-on", _INTEL, ("--cpu", "intel", "--set", "ept=on", "--mem", "1G")),
-    Place("intel-ept-off", _INTEL, ("--cpu", "intel", "--set", "ept=off", "--mem", "1G")),
+    Place("intel-ept-on", _INTEL, ("--cpu", "intel", "--set", "ept=on", "--mem", "1G"), 600),
+    Place("intel-ept-off", _INTEL, ("--cpu", "intel", "--set", "ept=off", "--mem", "1G"), 600),
     Place("lab", ("-m", "lab", "tests/lab")),
 )
 """Longest first, so that two workers end at about the same time."""
@@ -65,12 +65,21 @@ _BOOTS = ("-m", "linux and soak", "tests/linux/test_boots.py")
 _INTEL_BOOTS = ("-m", "linux and soak and intel", "tests/linux/test_boots.py")
 
 SOAKS = (
+    *(
+        Place(
+            f"linux-intel-ept-{ept}",
+            ("-m", "linux and intel and not soak", "tests/linux"),
+            ("--cpu", "intel", "--set", f"ept={ept}", "--mem", "1G"),
+            3600,
+        )
+        for ept in ("on", "off")
+    ),
     Place("boots-amd-npt-on", _BOOTS, ("--cpu", "amd", "--set", "npt=on", "--mem", "2G"), 5400),
     Place("boots-amd-npt-off", _BOOTS, ("--cpu", "amd", "--set", "npt=off", "--mem", "2G"), 5400),
     Place("boots-intel-ept-on", _INTEL_BOOTS, ("--cpu", "intel", "--set", "ept=on", "--mem", "1G"), 5400),
     Place("boots-intel-ept-off", _INTEL_BOOTS, ("--cpu", "intel", "--set", "ept=off", "--mem", "1G"), 5400),
 )
-"""Only run when named, or all with `boots` (`make boots`): each kernel ten times under every setting."""
+"""Only run when named, for the time that they take; `boots` (`make boots`) is each kernel ten times under every setting."""
 
 
 _running: list[subprocess.Popen[bytes]] = []
