@@ -20,7 +20,7 @@ from time import perf_counter
 from pyvmm.engine import exits
 from pyvmm.engine.bindings import QUAD_ACCESS, QUAD_MMIO_META, SAMPLE_PERIOD, Bindings, Operation
 from pyvmm.engine.dispatch import Dispatcher
-from pyvmm.engine.registers import read_state, write_state
+from pyvmm.engine.registers import read_rflags, read_state, write_state
 from pyvmm.engine.state import RFLAGS_IF, CpuState
 from pyvmm.pykvm import ExitReason, KvmError, MpState, Vcpu
 from pyvmm.pykvm.errors import from_handler
@@ -149,14 +149,17 @@ class DirectEngine:
 
     def _not_entered(self, error: OSError) -> exits.Exit:
         """Sort out why KVM_RUN returned an error: a kick, a signal, a vCPU that waits for SIPI, or a real failure."""
-        self._kicked = False  # before the caller looks what it was kicked for, so that no later request is missed
-        if from_handler(error):
-            raise error
-        if error.errno not in (errno.EINTR, errno.EAGAIN):
-            raise KvmError("KVM_RUN", error.errno or 0) from None
-        self.vcpu.immediate_exit = False
-        while signal.sigtimedwait((KICK_SIGNAL,), 0):
-            pass  # KVM_RUN left it pending; left there it would end the next KVM_RUN too
+        # All of it before the caller looks what it was kicked for, and none of it while somebody kicks: to take a signal and
+        # to believe afterwards that it is still under way would keep back every later one.
+        with self._guard:
+            self._kicked = False
+            if from_handler(error):
+                raise error
+            if error.errno not in (errno.EINTR, errno.EAGAIN):
+                raise KvmError("KVM_RUN", error.errno or 0) from None
+            self.vcpu.immediate_exit = False
+            while signal.sigtimedwait((KICK_SIGNAL,), 0):
+                pass  # KVM_RUN left it pending; left there it would end the next KVM_RUN too
         if not self._settling:
             self.dispatcher.cell("interrupted").add()
         return exits.Interrupted()
@@ -236,7 +239,7 @@ class DirectEngine:
         """Tell why only another vCPU could wake this one: `halted` (HLT, IF=0), `waiting` (for SIPI), or None."""
         mode = self.vcpu.mp_state()
         if mode == MpState.HALTED:
-            return None if int(self.vcpu.regs()["rflags"]) & RFLAGS_IF else "halted"
+            return None if read_rflags(self.vcpu) & RFLAGS_IF else "halted"
         return "waiting" if mode in (MpState.UNINITIALIZED, MpState.INIT_RECEIVED) else None
 
     def close(self) -> None:

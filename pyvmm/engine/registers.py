@@ -36,6 +36,12 @@ def read_state(vcpu: Vcpu) -> CpuState:
     return state
 
 
+def read_rflags(vcpu: Vcpu) -> int:
+    """Read RFLAGS of a vCPU that is not running."""
+    values: tuple[int, ...] = _REGS.unpack(vcpu.fetch_bytes(Ioctl.GET_REGS, _REGS.size))
+    return values[GENERAL.index("rflags")]
+
+
 def write_state(vcpu: Vcpu, state: CpuState) -> None:
     """Replace the registers of a vCPU that is not running; a pending external interrupt stays pending.
 

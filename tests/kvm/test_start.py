@@ -24,11 +24,13 @@ sys.exit(status)
 """
 
 
-@pytest.mark.parametrize("guest", ["hello-elf64.elf", "hello-pvh.elf", "hello-real.bin"])
+@pytest.mark.parametrize(
+    "guest", ["hello-elf64.elf", "hello-pvh.elf", "hello-real.bin", "halt.bin", "timer.elf", "smp.elf"]
+)
 def test_a_boot_imports_nothing_slow(guests: Path, guest: str) -> None:
     command = [sys.executable, "-c", BOOT, str(guests / guest)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
-    assert (done.returncode, done.stdout[:5]) == (0, "Hello"), done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_guest_memory_is_aligned_to_huge_pages() -> None:
