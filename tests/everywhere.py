@@ -43,12 +43,9 @@ class Place:
 
 
 _AMD = ("-m", "(kvm or linux) and not (local or soak)", "tests/kvm", "tests/linux")
-# The Intel lab is slow: there, what is marked for it, from the bytecode that it has.
-# The tests of signals keep the lab's kernel busy for ever under Bochs; why is not known.
-_INTEL = (
-    *("--assert=plain", "-m", "intel and not soak", "tests/kvm"),
-    *("-k", "not signal"),
-)
+# The Intel lab is slow: there, what is marked for it, from the bytecode that it has. A guest that loops without an exit
+# keeps its one CPU for ever, for a reason that is not known yet: the tests that stop such a guest are not among them.
+_INTEL = ("--assert=plain", "-m", "intel and not soak", "tests/kvm")
 
 PLACES = (
     Place("amd-npt-on", _AMD, ("--cpu", "amd", "--set", "npt=on", "--mem", "4G")),

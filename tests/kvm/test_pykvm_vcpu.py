@@ -16,7 +16,7 @@ from pyvmm.pykvm.constants import IO_IN, IO_OUT, EventsValid
 from pyvmm.pykvm.handle import Record
 from tests.kvm.pykvm_guest import CODE, HOLE, Guest, deadline, needs
 
-pytestmark = [pytest.mark.kvm, pytest.mark.intel]
+pytestmark = pytest.mark.kvm
 
 DONE = "e610"
 SPIN = "ebfe"
